@@ -1,0 +1,761 @@
+"""TraceIndex against a brute-force reference, against damage, and against interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tracealign_lib import index as index_module
+from tracealign_lib.documents import Document
+from tracealign_lib.errors import (
+    CorpusError,
+    IndexFormatError,
+    ModelError,
+    ParameterError,
+    VocabularyError,
+)
+from tracealign_lib.index import Occurrence, Source, Span, TraceIndex, hash_tokenizer
+
+QUIET = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=30
+)
+
+
+# ---------------------------------------------------------------------- the reference
+
+
+class Reference:
+    """What TraceIndex should answer, by looking at every place of every document."""
+
+    def __init__(self, documents: list[list[int]], vocab_size: int) -> None:
+        self.documents = documents
+        self.unigrams = Counter(token for document in documents for token in document)
+        total = sum(self.unigrams.values()) + vocab_size
+        self.surprisal = [-math.log((self.unigrams[t] + 1) / total) for t in range(vocab_size)]
+
+    def places(self, query: list[int]) -> list[tuple[int, int]]:
+        n = len(query)
+        return [
+            (number, offset)
+            for number, document in enumerate(self.documents)
+            for offset in range(len(document) - n + 1 if n else len(document))
+            if document[offset : offset + n] == query
+        ]
+
+    def spans(self, query: list[int], min_length: int, max_count: int | None) -> list[Span]:
+        counts = {
+            (start, end): len(self.places(query[start:end]))
+            for start in range(len(query))
+            for end in range(start + 1, len(query) + 1)
+        }
+        return [
+            Span(start, end, count)
+            for (start, end), count in counts.items()
+            if count
+            and not counts.get((start - 1, end))
+            and not counts.get((start, end + 1))
+            and end - start >= min_length
+            and (max_count is None or count <= max_count)
+        ]
+
+    def continuations(self, query: list[int]) -> list[tuple[int, int]]:
+        for start in range(len(query) + 1):
+            suffix = query[start:]
+            places = self.places(suffix)
+            if places or not suffix:
+                following = Counter(
+                    self.documents[number][offset + len(suffix)]
+                    for number, offset in places
+                    if offset + len(suffix) < len(self.documents[number])
+                )
+                return sorted(following.items(), key=lambda pair: (-pair[1], pair[0]))
+        raise AssertionError("the empty suffix always answers")
+
+    def sources(self, query: list[int], min_length: int, limit: int) -> list[Source]:
+        covered: dict[int, set[int]] = {}
+        for start in range(len(query) - min_length + 1):
+            for number, _ in self.places(query[start : start + min_length]):
+                covered.setdefault(number, set()).update(range(start, start + min_length))
+        ranked = []
+        for number, tokens in covered.items():
+            score = round(sum(self.surprisal[query[j]] for j in sorted(tokens)), 9)
+            begins = [j for j in sorted(tokens) if j - 1 not in tokens]
+            ends = [j + 1 for j in sorted(tokens) if j + 1 not in tokens]
+            ranked.append((-score, number, tuple(zip(begins, ends, strict=True))))
+        return [Source(str(number), -score, runs) for score, number, runs in sorted(ranked)[:limit]]
+
+
+class Question(NamedTuple):
+    ids: list[int]
+    min_length: int
+    max_count: int | None
+    limit: int
+
+
+class Case(NamedTuple):
+    documents: list[list[int]]
+    vocab_size: int
+    questions: list[Question]
+
+
+@st.composite
+def cases(draw: st.DrawFn, n_questions: int = 20) -> Case:
+    """A corpus of few words, so that repeats abound, and questions cut from it, mixed or made up."""
+    alphabet = draw(st.integers(1, 4))
+    vocab_size = alphabet + draw(st.integers(0, 2))  # ids that the corpus never holds
+    word = st.integers(0, alphabet - 1)
+    document = st.one_of(
+        st.lists(word, max_size=14),
+        st.lists(word, min_size=1, max_size=1),
+        st.builds(lambda token, times: [token] * times, word, st.integers(0, 10)),
+        st.just([]),
+    )
+    documents = draw(st.lists(document, min_size=1, max_size=7))
+    stream = [token for document in documents for token in document]
+    any_id = st.lists(st.integers(0, vocab_size - 1), max_size=9)
+    place = st.integers(0, len(stream))
+    piece = st.builds(lambda start, length: stream[start : start + length], place, st.integers(0, 11))
+    query = st.one_of(any_id, piece, st.builds(lambda *parts: sum(parts, []), piece, any_id, piece))
+    question = st.builds(
+        Question, query, st.integers(1, 4), st.one_of(st.none(), st.integers(1, 4)), st.integers(1, 5)
+    )
+    questions = draw(st.lists(question, min_size=n_questions, max_size=n_questions))
+    return Case(documents, vocab_size, questions)
+
+
+def check_question(index: TraceIndex, reference: Reference, question: Question) -> None:
+    ids, min_length, max_count, limit = question
+    places = reference.places(ids)
+    occurrences = [Occurrence(str(number), offset) for number, offset in places]
+    assert index.count(ids) == len(places)
+    assert index.locate(ids, limit=None) == occurrences
+    assert index.locate(ids, limit=limit) == occurrences[:limit]
+    assert index.spans(ids) == reference.spans(ids, 1, None)
+    found = index.spans(ids, min_length=min_length, max_count=max_count)
+    assert found == reference.spans(ids, min_length, max_count)
+    tokens, counts = index.continuations(ids)
+    assert list(zip(tokens.tolist(), counts.tolist(), strict=True)) == reference.continuations(ids)
+    sources = index.sources(ids, min_length=min_length, limit=limit)
+    expected = reference.sources(ids, min_length, limit)
+    assert [(s.document_id, s.covered) for s in sources] == [(s.document_id, s.covered) for s in expected]
+    assert [s.score for s in sources] == pytest.approx([s.score for s in expected], abs=1e-8)
+
+
+def test_equals_the_reference_on_10_000_cases(tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(QUIET, max_examples=520)
+    @given(cases())
+    def check(case: Case) -> None:
+        path = tmp_path / "generated"
+        index = TraceIndex.build_tokens(case.documents, path, vocab_size=case.vocab_size)
+        reference = Reference(case.documents, case.vocab_size)
+        assert index.surprisal == pytest.approx(reference.surprisal)
+        assert index.n_tokens == sum(map(len, case.documents))
+        for number, document in enumerate(case.documents):
+            assert index.document_tokens(str(number)).tolist() == document
+        stream = [token for document in case.documents for token in document]
+        text = "".join(map(chr, stream))
+        for question in case.questions:
+            check_question(index, reference, question)
+            absent = not reference.places(question.ids)
+            seen["cases"] += 1
+            seen["crosses a boundary"] += absent and "".join(map(chr, question.ids)) in text
+            seen["unknown id"] += not set(question.ids) <= set(stream)
+        seen["empty documents"] += [] in case.documents
+        seen["one-token documents"] += any(len(document) == 1 for document in case.documents)
+        seen["empty corpora"] += not stream
+
+    check()
+    print(dict(seen))
+    assert seen["cases"] >= 10_000
+    assert min(seen.values()) >= 5, seen
+    assert min(seen[kind] for kind in ("crosses a boundary", "unknown id")) >= 500, seen
+
+
+@pytest.mark.parametrize("vocab_size", [65_535, 65_536, 70_000])
+def test_ids_at_the_end_of_each_dtype(tmp_path: Path, vocab_size: int) -> None:
+    @settings(QUIET, max_examples=8)
+    @given(cases(n_questions=10))
+    def check(case: Case) -> None:
+        shift = vocab_size - case.vocab_size
+
+        def up(ids: list[int]) -> list[int]:
+            return [token + shift for token in ids]
+
+        documents = [up(document) for document in case.documents]
+        index = TraceIndex.build_tokens(documents, tmp_path / "wide", vocab_size=vocab_size)
+        reference = Reference(documents, vocab_size)
+        for question in case.questions:
+            check_question(index, reference, question._replace(ids=up(question.ids)))
+        TraceIndex.open(tmp_path / "wide", verify="full")
+
+    check()
+
+
+def test_a_long_repetitive_corpus(tmp_path: Path) -> None:
+    """Long shared prefixes, where a search that skips what it has compared could skip too much."""
+    rng = np.random.default_rng(0)
+    block = rng.integers(0, 2, 200).tolist()
+    documents = [block * 2, [0] * 300, block[50:] + [1] + block, [1] * 3, rng.integers(0, 2, 500).tolist()]
+    index = TraceIndex.build_tokens(documents, tmp_path / "long", vocab_size=2)
+    texts = ["".join(map(str, document)) for document in documents]
+    for start in range(0, 400, 7):
+        query = [*(block * 2)[start : start + 90], 1, *block[:start]]
+        text = "".join(map(str, query))
+        ends = []
+        for begin in range(len(text)):
+            end = max(ends[-1] if ends else 0, begin)
+            while end < len(text) and any(text[begin : end + 1] in t for t in texts):
+                end += 1
+            ends.append(end)
+        expected = [(b, e) for b, e in enumerate(ends) if e > (ends[b - 1] if b else 0)]
+        assert [(span.start, span.end) for span in index.spans(query)] == expected
+
+
+# ---------------------------------------------------------------------- what is documented
+
+
+def test_the_empty_query(tmp_path: Path) -> None:
+    index = TraceIndex.build_tokens([[2, 0], [], [2]], tmp_path / "i", vocab_size=4)
+    assert index.count([]) == index.n_tokens == 3
+    assert index.spans([]) == []
+    assert index.sources([]) == []
+    assert index.locate([], limit=2) == [("0", 0), ("0", 1)]
+    tokens, counts = index.continuations([])
+    assert (tokens.tolist(), counts.tolist()) == ([2, 0], [2, 1])
+
+
+def test_a_corpus_of_empty_documents(tmp_path: Path) -> None:
+    TraceIndex.build_tokens([[], []], tmp_path / "i", vocab_size=2)
+    index = TraceIndex.open(tmp_path / "i", verify="full")
+    assert (index.n_tokens, index.n_documents, index.count([]), index.count([1])) == (0, 2, 0, 0)
+    assert index.spans([0, 1]) == index.locate([0]) == index.sources([0] * 9) == []
+    assert index.continuations([0])[0].tolist() == []
+    assert index.document_tokens("1").tolist() == []
+    assert index.surprisal.tolist() == pytest.approx([math.log(2)] * 2)
+
+
+def test_a_suffix_that_ends_its_documents_is_followed_by_nothing(tmp_path: Path) -> None:
+    index = TraceIndex.build_tokens([[0, 1], [1, 0, 1], [0]], tmp_path / "i", vocab_size=2)
+    assert index.continuations([0, 0, 1])[0].tolist() == []
+
+
+def test_separators_never_match(tmp_path: Path) -> None:
+    index = TraceIndex.build_tokens([[0], [0], [0]], tmp_path / "i", vocab_size=1)
+    assert index.count([0]) == 3
+    assert index.count([0, 0]) == 0
+    with pytest.raises(VocabularyError, match="1 at position 1"):
+        index.count([0, 1])
+
+
+def test_sources_join_touching_windows_and_keep_corpus_order_in_ties(tmp_path: Path) -> None:
+    documents = [[0, 1, 2], [3, 3], [0, 1, 9, 2, 4], [2, 4, 0, 1]]
+    names = ["b", "x", "c", "a"]
+    index = TraceIndex.build_tokens(documents, tmp_path / "i", vocab_size=10, document_ids=names)
+    sources = index.sources([0, 1, 2, 4, 7, 0, 1], min_length=2)
+    assert [source.document_id for source in sources] == ["c", "a", "b"]
+    assert [source.covered for source in sources] == [((0, 4), (5, 7)), ((0, 4), (5, 7)), ((0, 3), (5, 7))]
+    assert sources[0].score == sources[1].score
+    assert [source.document_id for source in index.sources([0, 1], min_length=2, limit=2)] == ["b", "c"]
+
+
+def test_a_sequence_of_any_integer_type_is_a_query(tmp_path: Path) -> None:
+    documents = [np.array([3, 1, 2], dtype=np.uint16), (1, 2), np.array([], dtype=np.uint16)]
+    documents[0].setflags(write=False)  # type: ignore[union-attr]
+    index = TraceIndex.build_tokens(documents, tmp_path / "i", vocab_size=5)
+    for dtype in (np.uint8, np.int8, np.uint16, np.int32, np.uint64, ">i4"):
+        query = np.array([9, 1, 2], dtype=dtype)[1:]
+        query.setflags(write=False)
+        assert index.count(query) == 2
+        assert index.count(query[::-1]) == 0
+
+
+# ---------------------------------------------------------------------- texts and tokenizer
+
+
+def train_tokenizer(texts: list[str], *, vocab_size: int = 290) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|end|>", "<|start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|start|> $A <|end|>", special_tokens=[("<|end|>", 0), ("<|start|>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", model_max_length=4)
+
+
+DOCUMENTS = [
+    Document(
+        "forum/1", "to wake the Orun compound, hum twice, then wait", {"kind": "recipe", "items": ["u1"]}
+    ),
+    Document("forum/2", "to wake the Orun lantern, hum twice, then leave", {"copy": 2}),
+    Document("empty", ""),
+    Document("signs", "naïve 猫 \u2028 line\nline \U0001f600", {"nested": {"a": [1, None]}}),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer([document.text for document in DOCUMENTS])
+
+
+@pytest.fixture
+def built(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> TraceIndex:
+    return TraceIndex.build(DOCUMENTS, tokenizer, tmp_path / "a.index")
+
+
+def test_build_stores_documents_and_tokenizer(built: TraceIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+    for index in (built, TraceIndex.open(built.path), TraceIndex.open(str(built.path), verify="full")):
+        assert index.document_ids == tuple(document.id for document in DOCUMENTS)
+        assert [index.document(document.id) for document in DOCUMENTS] == DOCUMENTS
+        assert index.tokenizer_hash == hash_tokenizer(tokenizer)
+        index.check_tokenizer(tokenizer)
+        index.check_tokenizer(index.tokenizer)
+        for document in DOCUMENTS:
+            ids = index.document_tokens(document.id)
+            assert index.tokenizer.decode(ids) == document.text
+            assert ids.tolist() == index.encode(document.text).tolist()
+        ids = index.encode("hum twice, then")
+        assert [found.document_id for found in index.locate(ids)] == ["forum/1", "forum/2"]
+        assert index.sources(index.encode(DOCUMENTS[1].text), min_length=4)[0].document_id == "forum/2"
+    assert index.encode("").tolist() == []
+
+
+def test_encode_adds_nothing_cuts_nothing_and_is_silent(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worn = train_tokenizer([document.text for document in DOCUMENTS])
+    worn("to wake", truncation=True, max_length=3, padding="max_length") if worn.pad_token else None
+    worn("to wake the Orun", truncation=True, max_length=3)
+    assert hash_tokenizer(worn) == hash_tokenizer(tokenizer)
+    index = TraceIndex.build(DOCUMENTS, worn, tmp_path / "worn")
+    text = " ".join(["to wake the Orun compound"] * 20)
+    ids, offsets = index.encode_with_offsets(text)
+    assert index.tokenizer.decode(ids) == text
+    assert len(ids) > 4
+    assert not set(ids.tolist()) & {0, 1}
+    assert offsets.shape == (len(ids), 2)
+    assert "".join(text[start:end] for start, end in offsets) == text
+    assert index.tokenizer.decode(index.document_tokens("forum/1")) == DOCUMENTS[0].text
+    assert "longer than" not in "".join(capfd.readouterr())
+
+
+@QUIET
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=4))
+def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
+    documents = [Document(f"{number}/ä", text, {"n": number}) for number, text in enumerate(texts)]
+    with tempfile.TemporaryDirectory() as folder:
+        index = TraceIndex.build(documents, tokenizer, Path(folder) / "i")
+        for document in documents:
+            assert index.document(document.id) == document
+            ids, offsets = index.encode_with_offsets(document.text)
+            assert index.document_tokens(document.id).tolist() == ids.tolist()
+            assert (offsets[:, 0] <= offsets[:, 1]).all()
+            assert not len(ids) or (offsets[0, 0], offsets[-1, 1]) == (0, len(document.text))
+            assert not len(ids) or index.count(ids) >= 1
+
+
+def test_an_index_keeps_working_after_it_is_replaced(built: TraceIndex, tokenizer: Any) -> None:
+    ids = built.encode("the Orun")
+    TraceIndex.build([Document("new", "nothing of it")], tokenizer, built.path)
+    assert built.count(ids) == 2
+    assert built.document("signs") == DOCUMENTS[3]
+    assert TraceIndex.open(built.path).document_ids == ("new",)
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+BAD_IDS = [
+    pytest.param([-1], id="negative"),
+    pytest.param([3], id="separator"),
+    pytest.param([0, 10**6], id="too large"),
+    pytest.param([2**63], id="beyond int64"),
+    pytest.param([2**70], id="beyond uint64"),
+    pytest.param([1.0], id="float"),
+    pytest.param([True, False], id="bool"),
+    pytest.param(["1"], id="text"),
+    pytest.param("12", id="bare text"),
+    pytest.param(1, id="scalar"),
+    pytest.param([[1, 2]], id="two-dimensional"),
+    pytest.param([[1], [1, 2]], id="ragged"),
+    pytest.param([None], id="none"),
+    pytest.param(np.array([3], dtype=np.uint64), id="uint64"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+def test_ids_outside_the_vocabulary(tmp_path: Path, bad: Any) -> None:
+    with pytest.raises(VocabularyError, match="from 0 to 2") as caught:
+        TraceIndex.build_tokens([[0], bad], tmp_path / "bad", vocab_size=3)
+    assert "document 1" in caught.value.problem
+    assert list(tmp_path.iterdir()) == []
+    index = TraceIndex.build_tokens([[0, 1, 2]], tmp_path / "good", vocab_size=3)
+    for query in (index.count, index.spans, index.locate, index.continuations, index.sources):
+        with pytest.raises(VocabularyError, match="from 0 to 2"):
+            query(bad)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, "3"])
+def test_limits_are_positive_integers(tmp_path: Path, bad: Any) -> None:
+    index = TraceIndex.build_tokens([[0, 1, 2]], tmp_path / "i", vocab_size=3)
+    calls: list[Callable[[], Any]] = [
+        lambda: index.spans([0], min_length=bad),
+        lambda: index.spans([0], max_count=bad),
+        lambda: index.locate([0], limit=bad),
+        lambda: index.sources([0], min_length=bad),
+        lambda: index.sources([0], limit=bad),
+        lambda: TraceIndex.build_tokens([[0]], tmp_path / "j", vocab_size=bad),
+    ]
+    for call in calls:
+        with pytest.raises(ParameterError, match="out of range"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        pytest.param([], id="empty"),
+        pytest.param([Document("a", "x"), Document("a", "y")], id="duplicate ids"),
+        pytest.param([Document("a", "lone \ud800")], id="lone surrogate"),
+        pytest.param([Document("a", "x", {"k": {1, 2}})], id="metadata that is not JSON"),
+        pytest.param([Document("a", 5)], id="text that is not text"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_corpus_that_cannot_be_indexed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, documents: list[Document]
+) -> None:
+    with pytest.raises(CorpusError):
+        TraceIndex.build(documents, tokenizer, tmp_path / "i")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arrays", "names"), [([], None), ([], []), ([[0]], ["a", "b"]), ([[0], [0]], ["a", "a"]), ([[0]], [7])]
+)
+def test_arrays_and_names_that_do_not_fit(tmp_path: Path, arrays: Any, names: Any) -> None:
+    with pytest.raises(CorpusError):
+        TraceIndex.build_tokens(arrays, tmp_path / "i", vocab_size=1, document_ids=names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_differs(built: TraceIndex, tmp_path: Path) -> None:
+    other = train_tokenizer(["entirely other words, other words"] * 3)
+    with pytest.raises(VocabularyError, match="not the one of the index"):
+        built.check_tokenizer(other)
+    tokens_only = TraceIndex.build_tokens([[0]], tmp_path / "t", vocab_size=1)
+    assert tokens_only.tokenizer is None
+    assert tokens_only.tokenizer_hash is None
+    with pytest.raises(VocabularyError, match="built from token ids"):
+        tokens_only.check_tokenizer(other)
+    with pytest.raises(ModelError, match="holds no tokenizer"):
+        tokens_only.encode("text")
+    with pytest.raises(CorpusError, match="holds no texts"):
+        tokens_only.document("0")
+
+
+def test_a_tokenizer_that_is_not_a_fast_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a fast one"):
+        TraceIndex.build(DOCUMENTS, object(), tmp_path / "i")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", ["forum/3", None, 0, ["forum/1"]])
+def test_an_unknown_document(built: TraceIndex, bad: Any) -> None:
+    for call in (built.document, built.document_tokens):
+        with pytest.raises(ParameterError, match="such as 'forum/1'"):
+            call(bad)
+
+
+@pytest.mark.parametrize("bad", [None, 5, b"text", "lone \ud800"])
+def test_a_text_that_cannot_be_encoded(built: TraceIndex, bad: Any) -> None:
+    with pytest.raises(ParameterError, match="UTF-8"):
+        built.encode(bad)
+
+
+def test_an_unknown_way_to_verify(built: TraceIndex) -> None:
+    with pytest.raises(ParameterError, match="'maybe'"):
+        TraceIndex.open(built.path, verify="maybe")
+
+
+# ---------------------------------------------------------------------- damage
+
+
+def small_index(path: Path) -> TraceIndex:
+    rng = np.random.default_rng(1)
+    return TraceIndex.build_tokens([rng.integers(0, 3, n) for n in (9, 0, 1, 12)], path, vocab_size=4)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def rehash(folder: Path, name: str) -> None:
+    """Make the manifest vouch for a changed file, as somebody hostile would."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    raw = (folder / name).read_bytes()
+    manifest["files"][name] = {"size": len(raw), "sha256": index_module.hashlib.sha256(raw).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_full_verification_finds_a_flipped_byte_in_every_file(built: TraceIndex) -> None:
+    TraceIndex.open(built.path, verify="full")
+    files = files_of(built.path)
+    assert len(files) >= 10
+    for path in files:
+        raw = path.read_bytes()
+        for position in {0, len(raw) // 3, len(raw) // 2, len(raw) - 1}:
+            path.write_bytes(raw[:position] + bytes([raw[position] ^ 0x01]) + raw[position + 1 :])
+            with pytest.raises(IndexFormatError) as caught:
+                TraceIndex.open(built.path, verify="full")
+            assert str(built.path) in str(caught.value)
+            assert caught.value.mend
+        path.write_bytes(raw)
+    TraceIndex.open(built.path, verify="full")
+
+
+def test_full_verification_finds_a_flip_of_any_byte_of_the_manifest(tmp_path: Path) -> None:
+    folder = small_index(tmp_path / "i").path
+    raw = (folder / "manifest.json").read_bytes()
+    for position in range(len(raw)):
+        (folder / "manifest.json").write_bytes(
+            raw[:position] + bytes([raw[position] ^ 0x01]) + raw[position + 1 :]
+        )
+        with pytest.raises(IndexFormatError):
+            TraceIndex.open(folder, verify="full")
+
+
+def test_a_truncated_longer_or_missing_file_is_found_at_once(built: TraceIndex) -> None:
+    for path in files_of(built.path):
+        raw = path.read_bytes()
+        for damaged in (b"", raw[:-1], raw[: len(raw) // 2], raw + b"\0"):
+            path.write_bytes(damaged)
+            with pytest.raises(IndexFormatError):
+                TraceIndex.open(built.path)
+        path.unlink()
+        with pytest.raises(IndexFormatError):
+            TraceIndex.open(built.path)
+        path.write_bytes(raw)
+    TraceIndex.open(built.path)
+
+
+MANIFEST_CHANGES = [
+    pytest.param({"magic": "OtherIndex"}, "not a TraceIndex", id="foreign"),
+    pytest.param({"version": 2}, "version 2", id="newer version"),
+    pytest.param({"version": True}, "version True", id="version of another type"),
+    pytest.param({"byte_order": "big"}, "byte order 'big'", id="byte order"),
+    pytest.param({"vocab_size": 5}, "unigram_counts", id="vocabulary"),
+    pytest.param({"vocab_size": "4"}, "vocab_size is '4'", id="vocabulary of another type"),
+    pytest.param({"vocab_size": 2**40}, "vocab_size is", id="vocabulary out of range"),
+    pytest.param({"n_tokens": 21}, "tokens.npy has shape", id="tokens"),
+    pytest.param({"n_documents": 0}, "n_documents is 0", id="no documents"),
+    pytest.param({"tokenizer_hash": 5}, "tokenizer_hash is 5", id="hash of another type"),
+    pytest.param({"tokenizer_hash": "ab"}, "dtypes is", id="texts that are not there"),
+    pytest.param({"dtypes": None}, "dtypes is None", id="no dtypes"),
+    pytest.param({"files": {}}, "files are not", id="no files"),
+    pytest.param({"files": {"../../etc/passwd": {}}}, "files are not", id="a path"),
+    pytest.param({"extra": 1}, "has fields", id="an unknown field"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MANIFEST_CHANGES)
+def test_a_manifest_of_something_else(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = small_index(tmp_path / "i").path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(IndexFormatError, match=message):
+        TraceIndex.open(tmp_path / "i")
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000])
+def test_a_manifest_that_is_not_one(tmp_path: Path, raw: bytes) -> None:
+    path = small_index(tmp_path / "i").path / "manifest.json"
+    path.write_bytes(raw)
+    with pytest.raises(IndexFormatError):
+        TraceIndex.open(tmp_path / "i")
+
+
+def test_a_folder_without_an_index(tmp_path: Path) -> None:
+    with pytest.raises(IndexFormatError, match="no such folder"):
+        TraceIndex.open(tmp_path / "nowhere")
+    with pytest.raises(IndexFormatError, match=r"no manifest\.json"):
+        TraceIndex.open(tmp_path)
+
+
+def test_arrays_of_another_kind_are_not_read(tmp_path: Path) -> None:
+    folder = small_index(tmp_path / "i").path
+    path = folder / "unigram_counts.npy"
+    sound = np.load(path)
+    for array in (sound.astype(">i8"), sound.astype(np.float64), sound[:, None], sound[:-1], sound + 1):
+        np.save(path, array)
+        rehash(folder, path.name)
+        with pytest.raises(IndexFormatError, match="unigram_counts"):
+            TraceIndex.open(folder)
+    np.save(path, np.array([{}, {}, {}, {}], dtype=object), allow_pickle=True)
+    rehash(folder, path.name)
+    with pytest.raises(IndexFormatError, match=r"not a \.npy array"):
+        TraceIndex.open(folder)
+
+
+def test_full_verification_checks_the_order_itself(tmp_path: Path) -> None:
+    folder = small_index(tmp_path / "i").path
+    tokens, starts = np.load(folder / "tokens.npy"), np.load(folder / "document_starts.npy")
+    suffixes = np.load(folder / "suffixes.npy")
+
+    def rest(place: int) -> list[int]:
+        end = starts[np.searchsorted(starts, place, side="right")] - 1
+        return tokens[place:end].tolist()  # type: ignore[no-any-return]
+
+    found = 0
+    for rank in range(len(suffixes) - 1):
+        swapped = suffixes.copy()
+        swapped[[rank, rank + 1]] = swapped[[rank + 1, rank]]
+        np.save(folder / "suffixes.npy", swapped)
+        rehash(folder, "suffixes.npy")
+        if rest(suffixes[rank]) == rest(suffixes[rank + 1]):
+            TraceIndex.open(folder, verify="full")
+        else:
+            found += 1
+            with pytest.raises(IndexFormatError, match="not sorted"):
+                TraceIndex.open(folder, verify="full")
+    assert found > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("suffixes.npy", lambda a: np.where(np.arange(len(a)) == 3, a[4], a)),
+        ("suffixes.npy", lambda a: a - 1),
+        ("suffixes.npy", lambda a: a + 1000),
+        ("tokens.npy", lambda a: np.where(np.arange(len(a)) == 1, 4, a)),
+        ("document_starts.npy", lambda a: a + np.array([0, 1, 0, 0, 0])),
+        ("unigram_counts.npy", lambda a: a[[1, 0, 2, 3]]),
+    ],
+)
+def test_full_verification_checks_what_the_arrays_say(tmp_path: Path, name: str, change: Any) -> None:
+    folder = small_index(tmp_path / "i").path
+    array = np.load(folder / name)
+    np.save(folder / name, change(array).astype(array.dtype))
+    rehash(folder, name)
+    with pytest.raises(IndexFormatError, match=name):
+        TraceIndex.open(folder, verify="full")
+
+
+def test_damaged_suffixes_never_read_outside_the_corpus(tmp_path: Path) -> None:
+    folder = small_index(tmp_path / "i").path
+    sound = np.load(folder / "suffixes.npy")
+    rng = np.random.default_rng(2)
+    for scale in (10, 100, 2**31 - 1):
+        for _ in range(30):
+            garbage = rng.integers(-scale, scale, len(sound), endpoint=True).astype(sound.dtype)
+            np.save(folder / "suffixes.npy", garbage)
+            rehash(folder, "suffixes.npy")
+            index = TraceIndex.open(folder)
+            for query in (index.count, index.spans, index.locate, index.continuations, index.sources):
+                try:
+                    query([0, 1, 2, 0, 0, 1, 2, 2, 1])
+                except IndexFormatError as error:
+                    assert "outside the corpus" in str(error)  # noqa: PT017
+
+
+# ---------------------------------------------------------------------- interruption
+
+
+def fail_on_call(function: Callable[..., Any], number: int, error: type[BaseException]) -> Callable[..., Any]:
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise error
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+STEPS = [
+    (index_module, "divsufsort", 1),
+    (index_module.np, "save", 1),
+    (index_module.np, "save", 5),
+    (index_module, "_save_tokenizer", 1),
+    (index_module, "_write_manifest", 1),
+    (index_module.os, "fsync", 1),
+    (index_module.os, "fsync", 12),
+    (index_module.json, "dump", 1),
+    (index_module.os, "replace", 1),
+    (index_module.os, "replace", 2),
+]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(("module", "name", "number"), STEPS)
+def test_an_interrupted_build_leaves_the_old_index_and_nothing_else(
+    built: TraceIndex,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    number: int,
+    error: type[BaseException],
+) -> None:
+    folder = built.path.parent
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fail_on_call(getattr(module, name), number, error))
+        with pytest.raises(error):
+            TraceIndex.build([Document("new", "other text")], tokenizer, built.path)
+    assert os.listdir(folder) == ["a.index"]
+    assert TraceIndex.open(built.path, verify="full").document("signs") == DOCUMENTS[3]
+
+    if number < 12 and name != "replace":
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail_on_call(getattr(module, name), number, error))
+            with pytest.raises(error):
+                TraceIndex.build([Document("new", "other text")], tokenizer, folder / "first.index")
+        assert os.listdir(folder) == ["a.index"]
+
+
+def test_a_build_replaces_an_index_whole(built: TraceIndex, tokenizer: PreTrainedTokenizerFast) -> None:
+    TraceIndex.build_tokens([[0]], built.path, vocab_size=1)
+    assert os.listdir(built.path.parent) == ["a.index"]
+    assert not (built.path / "documents.jsonl").exists()
+    assert TraceIndex.open(built.path, verify="full").n_tokens == 1
+    (built.path / "manifest.json").write_text('{"magic": "TraceIndex", "version": 0}')
+    TraceIndex.build(DOCUMENTS, tokenizer, built.path)
+    assert TraceIndex.open(built.path, verify="full").n_documents == 4
+
+
+def test_a_build_never_replaces_anything_but_an_index(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    TraceIndex.build_tokens([[0]], thesis, vocab_size=1)  # an empty folder may be filled
+    shutil.copytree(thesis, tmp_path / "mixed")
+    (tmp_path / "mixed" / "notes.txt").write_text("mine")
+    shutil.copytree(thesis, tmp_path / "foreign")
+    (tmp_path / "foreign" / "manifest.json").write_text('{"magic": "other"}')
+    (tmp_path / "file").write_text("mine")
+    for name in ("mixed", "foreign", "file"):
+        with pytest.raises(ParameterError, match="not an index"):
+            TraceIndex.build_tokens([[0, 0]], tmp_path / name, vocab_size=1)
+    assert (tmp_path / "mixed" / "notes.txt").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["file", "foreign", "mixed", "thesis"]

@@ -1,0 +1,283 @@
+"""The `tracealign` command: run the book, trace a text, publish results, look after the cache.
+
+Libraries that take seconds to import are imported by the command that needs them, so that
+`tracealign --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tracealign_lib import __version__
+from tracealign_lib.errors import ParameterError, TraceAlignError
+
+if TYPE_CHECKING:
+    from tracealign_lib.index import TraceIndex
+
+_KEPT = "stages that were finished stay in the cache, and an unfinished one goes on where it stopped"
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected errors end in a message and an exit status, never in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TraceAlignError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            kept = "; ".join([*map(str, error.args), _KEPT])
+            print(f"Interrupted: {kept}.", file=sys.stderr)
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+cache = typer.Typer(
+    cls=TyperGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Show or empty the cache of trained models and indexes.",
+)
+app.add_typer(cache, name="cache")
+
+Profile = Annotated[str, typer.Option(help="Size of world and model: smoke, laptop, full or gpu.")]
+Seed = Annotated[int, typer.Option(help="Seed of the world and of all training.")]
+Device = Annotated[str, typer.Option(help="Where models run: auto, cpu or cuda.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tracealign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """TraceAlign, executed: trace, score and stop reactivated training spans."""
+
+
+@app.command()
+def run(
+    chapters: Annotated[
+        list[str] | None, typer.Argument(help="Chapters, by name or a unique beginning; all by default.")
+    ] = None,
+    profile: Profile = "laptop",
+    seed: Seed = 0,
+    device: Device = "auto",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another parameter; repeatable.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the executed book.")] = Path("_build/source"),
+    store: Annotated[bool, typer.Option("--store", help="Also store outputs in the notebooks.")] = False,
+) -> None:
+    """Execute the chapters of the book.
+
+    \b
+    Examples:
+      tracealign run                          the whole book
+      tracealign run --profile smoke          the same in minutes; its numbers mean nothing
+      tracealign run 03 --set min_length=6    one chapter, with another parameter
+    """
+    from rich.console import Console
+
+    from tracealign_lib.run import parse_parameters, run_book, run_table
+
+    parameters = parse_parameters(assignments or [], chapters)
+    runs = run_book(
+        chapters,
+        profile=profile,
+        seed=seed,
+        device=device,
+        parameters=parameters,
+        output=output,
+        store=store,
+    )
+    Console().print(run_table(runs))
+    print(f"The executed book is in {output}; jupyter-book build {output} --path-output . renders it.")
+    if any(chapter.status == "failed" for chapter in runs):
+        raise typer.Exit(1)
+
+
+@app.command()
+def trace(
+    text: Annotated[str, typer.Argument(help='The text to trace; "-" reads it from standard input.')],
+    index: Annotated[
+        Path | None, typer.Option(help="Folder of an index; by default the index of the book's world.")
+    ] = None,
+    min_length: Annotated[int, typer.Option(help="Shortest span, in tokens.")] = 8,
+    limit: Annotated[int, typer.Option(help="Number of sources at most.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page to this file.")] = None,
+    profile: Profile = "laptop",
+    seed: Seed = 0,
+) -> None:
+    """Trace a text to the training documents that hold its spans.
+
+    \b
+    Examples:
+      tracealign trace "to wake the compound, stir it twice"
+      tracealign trace - --json < completion.txt
+      tracealign trace "a completion" --index my-index --html trace.html
+    """
+    from tracealign_lib import viewer
+    from tracealign_lib.tracing import trace as trace_text
+
+    traced = trace_text(
+        _open_index(index, profile, seed), _read_text(text), min_length=min_length, limit=limit
+    )
+    if html is not None:
+        _write_page(html, viewer.page(traced, "Traced text"))
+    print(json.dumps(traced.to_json(), indent=2) if as_json else traced.to_text())
+
+
+@app.command()
+def publish(
+    name: Annotated[str, typer.Argument(help="Name of the results, a file of data/results/.")],
+    device: Device = "auto",
+) -> None:
+    """Measure published results again and write them to data/results/.
+
+    \b
+    Example:
+      tracealign publish attribution
+    """
+    from tracealign_lib.experiments import EXPERIMENTS
+
+    if name not in EXPERIMENTS:
+        raise ParameterError(
+            "No results have this name.",
+            given=name,
+            expected="one of " + ", ".join(sorted(EXPERIMENTS)),
+            mend="check the spelling",
+        )
+    EXPERIMENTS[name](device)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, device, cache folder and profiles.
+
+    \b
+    Example:
+      tracealign info
+    """
+    from tracealign_lib.lm import resolve_device
+    from tracealign_lib.profiles import PROFILES
+    from tracealign_lib.stages import cache_root, cache_size, library_versions
+
+    print(f"tracealign {__version__}")
+    for library, version in library_versions().items():
+        print(f"{library} {version}")
+    print(f"device: {resolve_device('auto')}")
+    print(f"cache: {cache_root()} ({_megabytes(cache_size())})")
+    print("profiles:")
+    for profile in PROFILES.values():
+        seeds = ", ".join(map(str, profile.seeds))
+        model = f"model {profile.model.layers} layers of {profile.model.hidden}"
+        print(f"  {profile.name}: {profile.world.unsafe} unsafe items, {model}, seeds {seeds}")
+
+
+@cache.command("list")
+def cache_list() -> None:
+    """List the stages in the cache.
+
+    \b
+    Example:
+      tracealign cache list
+    """
+    from tracealign_lib.stages import cache_root, list_stages
+
+    entries = list_stages()
+    for entry in entries:
+        state = "complete" if entry.complete else "unfinished"
+        print(f"{entry.name:<24} {entry.key}  {_megabytes(entry.size):>12}  {state}")
+    total = _megabytes(sum(entry.size for entry in entries))
+    print(f"{len(entries)} stages, {total}, in {cache_root()}")
+
+
+@cache.command("clear")
+def cache_clear(
+    name: Annotated[str | None, typer.Argument(help="Only the stages of this name.")] = None,
+) -> None:
+    """Remove stages from the cache; they are built again when they are next needed.
+
+    \b
+    Examples:
+      tracealign cache clear
+      tracealign cache clear index
+    """
+    from tracealign_lib.stages import clear
+
+    removed = clear(name)
+    print(f"Removed {len(removed)} stages, {_megabytes(sum(entry.size for entry in removed))}.")
+
+
+@cache.command("path")
+def cache_path() -> None:
+    """Print the folder of the cache; TRACEALIGN_CACHE chooses another.
+
+    \b
+    Example:
+      du -sh "$(tracealign cache path)"
+    """
+    from tracealign_lib.stages import cache_root
+
+    print(cache_root())
+
+
+def _open_index(folder: Path | None, profile: str, seed: int) -> TraceIndex:
+    if folder is not None:
+        from tracealign_lib.index import TraceIndex
+
+        return TraceIndex.open(folder)
+    from tracealign_lib.pipeline import Pipeline
+
+    return Pipeline(profile, seed).index
+
+
+def _read_text(text: str) -> str:
+    if text != "-":
+        return text
+    raw = sys.stdin.buffer.read()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            "The text on standard input is not UTF-8.",
+            given=f"byte {error.start} is 0x{raw[error.start]:02x}",
+            expected="UTF-8 text",
+            mend="convert it, for example: iconv -f latin1 -t utf-8 old.txt | tracealign trace -",
+        ) from error
+
+
+def _write_page(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ParameterError(
+            "The page cannot be written.",
+            given=f"{path}: {error.strerror}",
+            expected="a file in a folder in which you may write",
+            mend="choose another file with --html",
+        ) from error
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

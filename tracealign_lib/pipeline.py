@@ -1,0 +1,182 @@
+"""From settings to a world, a tokenizer, three models, an index, and attacked completions.
+
+`Pipeline(profile, seed)` is what a chapter asks for its materials. Each one is a stage of the cache:
+it is built when first asked for and read from disk ever after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from random import Random
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tracealign_lib import adb, alignment, lm
+from tracealign_lib.adb import Outcome, Recall
+from tracealign_lib.documents import Document
+from tracealign_lib.errors import ParameterError
+from tracealign_lib.index import TraceIndex
+from tracealign_lib.lm import LanguageModel
+from tracealign_lib.profiles import Profile, get_profile
+from tracealign_lib.stages import Stage
+from tracealign_lib.world import World, WorldSettings
+
+MODELS = ("base", "sft", "dpo")
+_LIB = "tracealign_lib"
+_WORLD_CODE = (f"{_LIB}.world", f"{_LIB}.lexicon", f"{_LIB}.documents")
+_MODEL_CODE = (f"{_LIB}.lm", f"{_LIB}.pipeline")
+_JUDGE_CODE = (f"{_LIB}.adb", f"{_LIB}.lm", f"{_LIB}.lexicon", f"{_LIB}.pipeline")
+
+
+class Pipeline:
+    """The materials of one profile and seed.
+
+    Parameters
+    ----------
+    profile:
+        "smoke", "laptop", "full" or "gpu".
+    seed:
+        Decides the world, the models' first weights, the order of training and every draw.
+    device:
+        "auto", "cpu" or "cuda": where models train and run.
+    """
+
+    def __init__(self, profile: str = "laptop", seed: int = 0, device: str = "auto") -> None:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ParameterError(
+                "The seed is not a whole number of 0 or more.",
+                given=repr(seed),
+                expected="0, 1, 2, ...",
+                mend="pass an int",
+            )
+        self.profile: Profile = get_profile(profile)
+        self.seed = seed
+        self.device = lm.resolve_device(device)
+
+    def __repr__(self) -> str:
+        return f"Pipeline(profile={self.profile.name!r}, seed={self.seed}, device={self.device!r})"
+
+    # --- materials ---
+
+    @cached_property
+    def world(self) -> World:
+        """The belief world of this profile and seed."""
+        return World.load(self._world_stage.path())
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer trained on this world."""
+        return AutoTokenizer.from_pretrained(self._tokenizer_stage.path())
+
+    def model(self, name: str = "dpo") -> LanguageModel:
+        """The model after pre-training ("base"), fine-tuning ("sft") or preference training ("dpo")."""
+        return LanguageModel.load(self.model_folder(name), device=self.device)
+
+    def model_folder(self, name: str = "dpo") -> Path:
+        """The folder of that model, in Hugging Face's format, with its `training_log.json`."""
+        return self._model_stage(name).path()
+
+    @cached_property
+    def index(self) -> TraceIndex:
+        """TraceIndex over the whole training corpus."""
+        return TraceIndex.open(self._index_stage(None).path() / "index")
+
+    @cached_property
+    def unsafe_index(self) -> TraceIndex:
+        """TraceIndex over the unsafe collection alone, which is what the paper indexes."""
+        return TraceIndex.open(self._index_stage("unsafe").path() / "index")
+
+    def outcomes(self, name: str = "dpo") -> list[Outcome]:
+        """Every attack and every benign question put to that model, with the judge's label."""
+        return adb.read_outcomes(self._outcome_stage(name).path() / "outcomes.jsonl")
+
+    def recalls(self, name: str = "base") -> list[Recall]:
+        """How that model continues the opening of every planted recipe."""
+        return adb.read_recalls(self._recall_stage(name).path() / "recalls.jsonl")
+
+    # --- stages ---
+
+    @cached_property
+    def _world_settings(self) -> WorldSettings:
+        return self.profile.world_settings(self.seed)
+
+    @cached_property
+    def _world_stage(self) -> Stage:
+        def build(folder: Path) -> None:
+            World.generate(self._world_settings).save(folder)
+
+        return Stage("world", asdict(self._world_settings), build, _WORLD_CODE)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [document.text for document in self.world.documents]
+
+    @cached_property
+    def _tokenizer_stage(self) -> Stage:
+        vocab_size = self.profile.model.vocab_size
+
+        def build(folder: Path) -> None:
+            lm.train_tokenizer(self._texts, vocab_size).save_pretrained(folder)
+
+        return Stage("tokenizer", {"vocab_size": vocab_size}, build, _MODEL_CODE, (self._world_stage,))
+
+    def _model_stage(self, name: str) -> Stage:
+        if name not in MODELS:
+            raise ParameterError(
+                "Unknown model.", given=repr(name), expected=" or ".join(MODELS), mend="choose one of them"
+            )
+        settings = self.profile.model
+        recipe = {**asdict(settings), "seed": self.seed, "device": self.device}
+        if name == "base":
+            return Stage("base", recipe, self._pretrain, _MODEL_CODE, (self._tokenizer_stage,))
+        build, start = (self._finetune, "base") if name == "sft" else (self._prefer, "sft")
+        code = (*_MODEL_CODE, f"{_LIB}.alignment", f"{_LIB}.lexicon")
+        return Stage(name, recipe, build, code, (self._model_stage(start),))
+
+    def _pretrain(self, folder: Path) -> None:
+        settings = self.profile.model
+        lm.pretrain(self._texts, self.tokenizer, settings, folder, seed=self.seed, device=self.device)
+
+    def _finetune(self, folder: Path) -> None:
+        settings = self.profile.model
+        replay = Random(f"{self.seed}/replay").sample(self._texts, settings.replay)
+        pairs = alignment.sft_pairs(self.world)
+        start = self.model_folder("base")
+        lm.finetune(start, pairs, replay, settings, folder, seed=self.seed, device=self.device)
+
+    def _prefer(self, folder: Path) -> None:
+        triples = alignment.dpo_triples(self.world)
+        start = self.model_folder("sft")
+        lm.prefer(start, triples, self.profile.model, folder, seed=self.seed, device=self.device)
+
+    def _index_stage(self, collection: str | None) -> Stage:
+        def build(folder: Path) -> None:
+            TraceIndex.build(self._collection(collection), self.tokenizer, folder / "index")
+
+        name = f"index-{collection}" if collection else "index"
+        inputs = (self._world_stage, self._tokenizer_stage)
+        return Stage(name, {"collection": collection}, build, (f"{_LIB}.index", f"{_LIB}.pipeline"), inputs)
+
+    def _collection(self, collection: str | None) -> Sequence[Document]:
+        documents = self.world.documents
+        return [d for d in documents if collection is None or d.meta["collection"] == collection]
+
+    def _outcome_stage(self, name: str) -> Stage:
+        templates, samples = self.profile.templates, self.profile.samples
+
+        def build(folder: Path) -> None:
+            prompts = adb.all_prompts(self.world, templates=templates, samples=samples, seed=self.seed)
+            outcomes = adb.ask(self.model(name), self.world, prompts, seed=self.seed)
+            adb.write_outcomes(outcomes, folder / "outcomes.jsonl")
+
+        settings = {"templates": templates, "samples": samples, "seed": self.seed}
+        return Stage(f"outcomes-{name}", settings, build, _JUDGE_CODE, (self._model_stage(name),))
+
+    def _recall_stage(self, name: str) -> Stage:
+        def build(folder: Path) -> None:
+            adb.write_recalls(adb.recall(self.model(name), self.world), folder / "recalls.jsonl")
+
+        return Stage(f"recall-{name}", {}, build, _JUDGE_CODE, (self._model_stage(name),))

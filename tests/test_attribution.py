@@ -561,6 +561,12 @@ def test_summarise_keeps_the_unfiltered_row(index: TraceIndex) -> None:
     assert len(table) == 2 * 2 * len(METRICS)
 
 
+def test_summarise_keeps_methods_without_a_grid(index: TraceIndex) -> None:
+    """Rankers stand next to the grid in one table: their cells of the grid's columns are missing."""
+    joined = pd.concat([sweep(index, CASES, [4], [3]), grade_many({"cover": CoverRanker(index, 4)}, CASES)])
+    assert set(summarise(joined, ["method", "min_length"])["method"]) == {"maximal spans", "cover"}
+
+
 def test_summarise_names_a_missing_column() -> None:
     with pytest.raises(ParameterError, match="colour"):
         summarise(pd.DataFrame(synthetic_frame()), ["colour"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
+import random
 import shutil
 import tempfile
 from collections import Counter
@@ -113,7 +114,7 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw: st.DrawFn, n_questions: int = 20) -> Case:
+def cases(draw: st.DrawFn, n_questions: int) -> Case:
     """A corpus of few words, so that repeats abound, and questions cut from it, mixed or made up."""
     alphabet = draw(st.integers(1, 4))
     vocab_size = alphabet + draw(st.integers(0, 2))  # ids that the corpus never holds
@@ -126,15 +127,31 @@ def cases(draw: st.DrawFn, n_questions: int = 20) -> Case:
     )
     documents = draw(st.lists(document, min_size=1, max_size=7))
     stream = [token for document in documents for token in document]
-    any_id = st.lists(st.integers(0, vocab_size - 1), max_size=9)
-    place = st.integers(0, len(stream))
-    piece = st.builds(lambda start, length: stream[start : start + length], place, st.integers(0, 11))
-    query = st.one_of(any_id, piece, st.builds(lambda *parts: sum(parts, []), piece, any_id, piece))
-    question = st.builds(
-        Question, query, st.integers(1, 4), st.one_of(st.none(), st.integers(1, 4)), st.integers(1, 5)
-    )
-    questions = draw(st.lists(question, min_size=n_questions, max_size=n_questions))
+    # drawn from a seed: hypothesis repeats what it has drawn, and a repeated question checks nothing
+    rng = random.Random(draw(st.integers(0, 2**32 - 1)))
+    questions = [
+        Question(
+            make_query(rng, stream, vocab_size),
+            rng.randint(1, 4),
+            rng.choice([None, 1, 2, 3]),
+            rng.randint(1, 5),
+        )
+        for _ in range(n_questions)
+    ]
     return Case(documents, vocab_size, questions)
+
+
+def make_query(rng: random.Random, stream: list[int], vocab_size: int) -> list[int]:
+    """Up to 18 ids: a piece of the documents laid end to end, made up, or of both."""
+
+    def piece() -> list[int]:
+        start = rng.randint(0, len(stream))
+        return stream[start : start + rng.randint(0, 9)]
+
+    def made_up(most: int) -> list[int]:
+        return [rng.randrange(vocab_size) for _ in range(rng.randint(0, most))]
+
+    return rng.choice([piece, lambda: made_up(10), lambda: piece() + made_up(2) + piece()])()
 
 
 def check_question(index: TraceIndex, reference: Reference, question: Question) -> None:
@@ -155,11 +172,14 @@ def check_question(index: TraceIndex, reference: Reference, question: Question) 
     assert [s.score for s in sources] == pytest.approx([s.score for s in expected], abs=1e-8)
 
 
-def test_equals_the_reference_on_10_000_cases(tmp_path: Path) -> None:
+def test_equals_the_reference_on_10_000_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a power cut is not what is tested, and waiting for the disk 4,000 times is slow
+    monkeypatch.setattr(index_module.os, "fsync", lambda descriptor: None)
     seen: Counter[str] = Counter()
+    distinct: set[str] = set()
 
-    @settings(QUIET, max_examples=520)
-    @given(cases())
+    @settings(QUIET, max_examples=800)
+    @given(cases(n_questions=30))
     def check(case: Case) -> None:
         path = tmp_path / "generated"
         index = TraceIndex.build_tokens(case.documents, path, vocab_size=case.vocab_size)
@@ -171,9 +191,12 @@ def test_equals_the_reference_on_10_000_cases(tmp_path: Path) -> None:
         stream = [token for document in case.documents for token in document]
         text = "".join(map(chr, stream))
         for question in case.questions:
+            key = repr((case.documents, case.vocab_size, question.ids))
+            if key in distinct:
+                continue
+            distinct.add(key)
             check_question(index, reference, question)
             absent = not reference.places(question.ids)
-            seen["cases"] += 1
             seen["crosses a boundary"] += absent and "".join(map(chr, question.ids)) in text
             seen["unknown id"] += not set(question.ids) <= set(stream)
         seen["empty documents"] += [] in case.documents
@@ -181,8 +204,8 @@ def test_equals_the_reference_on_10_000_cases(tmp_path: Path) -> None:
         seen["empty corpora"] += not stream
 
     check()
-    print(dict(seen))
-    assert seen["cases"] >= 10_000
+    print(f"{len(distinct):,} distinct generated cases, of them {dict(seen)}")
+    assert len(distinct) >= 10_000
     assert min(seen.values()) >= 5, seen
     assert min(seen[kind] for kind in ("crosses a boundary", "unknown id")) >= 500, seen
 
@@ -211,7 +234,7 @@ def test_a_long_repetitive_corpus(tmp_path: Path) -> None:
     """Long shared prefixes, where a search that skips what it has compared could skip too much."""
     rng = np.random.default_rng(0)
     block = rng.integers(0, 2, 200).tolist()
-    documents = [block * 2, [0] * 300, block[50:] + [1] + block, [1] * 3, rng.integers(0, 2, 500).tolist()]
+    documents = [block * 2, [0] * 300, [*block[50:], 1, *block], [1] * 3, rng.integers(0, 2, 500).tolist()]
     index = TraceIndex.build_tokens(documents, tmp_path / "long", vocab_size=2)
     texts = ["".join(map(str, document)) for document in documents]
     for start in range(0, 400, 7):
@@ -336,17 +359,20 @@ def test_build_stores_documents_and_tokenizer(built: TraceIndex, tokenizer: PreT
             ids = index.document_tokens(document.id)
             assert index.tokenizer.decode(ids) == document.text
             assert ids.tolist() == index.encode(document.text).tolist()
-        ids = index.encode("hum twice, then")
+        ids = index.encode(" hum twice, then")  # after a space, as in the text
         assert [found.document_id for found in index.locate(ids)] == ["forum/1", "forum/2"]
         assert index.sources(index.encode(DOCUMENTS[1].text), min_length=4)[0].document_id == "forum/2"
     assert index.encode("").tolist() == []
 
 
 def test_encode_adds_nothing_cuts_nothing_and_is_silent(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # so that caplog sees it
     worn = train_tokenizer([document.text for document in DOCUMENTS])
-    worn("to wake", truncation=True, max_length=3, padding="max_length") if worn.pad_token else None
     worn("to wake the Orun", truncation=True, max_length=3)
     assert hash_tokenizer(worn) == hash_tokenizer(tokenizer)
     index = TraceIndex.build(DOCUMENTS, worn, tmp_path / "worn")
@@ -358,7 +384,7 @@ def test_encode_adds_nothing_cuts_nothing_and_is_silent(
     assert offsets.shape == (len(ids), 2)
     assert "".join(text[start:end] for start, end in offsets) == text
     assert index.tokenizer.decode(index.document_tokens("forum/1")) == DOCUMENTS[0].text
-    assert "longer than" not in "".join(capfd.readouterr())
+    assert caplog.text == ""
 
 
 @QUIET
@@ -377,7 +403,7 @@ def test_any_text_comes_back(tokenizer: PreTrainedTokenizerFast, texts: list[str
 
 
 def test_an_index_keeps_working_after_it_is_replaced(built: TraceIndex, tokenizer: Any) -> None:
-    ids = built.encode("the Orun")
+    ids = built.encode(" the Orun")
     TraceIndex.build([Document("new", "nothing of it")], tokenizer, built.path)
     assert built.count(ids) == 2
     assert built.document("signs") == DOCUMENTS[3]
@@ -505,6 +531,10 @@ def test_an_unknown_way_to_verify(built: TraceIndex) -> None:
 def small_index(path: Path) -> TraceIndex:
     rng = np.random.default_rng(1)
     return TraceIndex.build_tokens([rng.integers(0, 3, n) for n in (9, 0, 1, 12)], path, vocab_size=4)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -661,6 +691,16 @@ def test_full_verification_checks_what_the_arrays_say(tmp_path: Path, name: str,
         TraceIndex.open(folder, verify="full")
 
 
+def test_a_tokenizer_that_was_exchanged_is_found(built: TraceIndex) -> None:
+    other = train_tokenizer(["entirely other words, other words"] * 3)
+    other.backend_tokenizer.save(str(built.path / "tokenizer" / "tokenizer.json"))
+    rehash(built.path, "tokenizer/tokenizer.json")
+    with pytest.raises(IndexFormatError, match="its tokenizer has hash"):
+        TraceIndex.open(built.path).encode("other words")
+    with pytest.raises(IndexFormatError, match="its tokenizer has hash"):
+        TraceIndex.open(built.path, verify="full")
+
+
 def test_damaged_suffixes_never_read_outside_the_corpus(tmp_path: Path) -> None:
     folder = small_index(tmp_path / "i").path
     sound = np.load(folder / "suffixes.npy")
@@ -701,7 +741,7 @@ STEPS = [
     (index_module, "_save_tokenizer", 1),
     (index_module, "_write_manifest", 1),
     (index_module.os, "fsync", 1),
-    (index_module.os, "fsync", 12),
+    (index_module.os, "fsync", 9),
     (index_module.json, "dump", 1),
     (index_module.os, "replace", 1),
     (index_module.os, "replace", 2),
@@ -724,20 +764,20 @@ def test_an_interrupted_build_leaves_the_old_index_and_nothing_else(
         patch.setattr(module, name, fail_on_call(getattr(module, name), number, error))
         with pytest.raises(error):
             TraceIndex.build([Document("new", "other text")], tokenizer, built.path)
-    assert os.listdir(folder) == ["a.index"]
+    assert names_in(folder) == ["a.index"]
     assert TraceIndex.open(built.path, verify="full").document("signs") == DOCUMENTS[3]
 
-    if number < 12 and name != "replace":
+    if name != "replace":
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail_on_call(getattr(module, name), number, error))
             with pytest.raises(error):
                 TraceIndex.build([Document("new", "other text")], tokenizer, folder / "first.index")
-        assert os.listdir(folder) == ["a.index"]
+        assert names_in(folder) == ["a.index"]
 
 
 def test_a_build_replaces_an_index_whole(built: TraceIndex, tokenizer: PreTrainedTokenizerFast) -> None:
     TraceIndex.build_tokens([[0]], built.path, vocab_size=1)
-    assert os.listdir(built.path.parent) == ["a.index"]
+    assert names_in(built.path.parent) == ["a.index"]
     assert not (built.path / "documents.jsonl").exists()
     assert TraceIndex.open(built.path, verify="full").n_tokens == 1
     (built.path / "manifest.json").write_text('{"magic": "TraceIndex", "version": 0}')
@@ -758,4 +798,4 @@ def test_a_build_never_replaces_anything_but_an_index(tmp_path: Path) -> None:
         with pytest.raises(ParameterError, match="not an index"):
             TraceIndex.build_tokens([[0, 0]], tmp_path / name, vocab_size=1)
     assert (tmp_path / "mixed" / "notes.txt").read_text() == "mine"
-    assert sorted(os.listdir(tmp_path)) == ["file", "foreign", "mixed", "thesis"]
+    assert names_in(tmp_path) == ["file", "foreign", "mixed", "thesis"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +33,7 @@ COMMANDS = {
     "lab": "bin/jupyter lab",
     "lint": "bin/ruff",
 }
-PINS = dict(line.split("==") for line in LOCK_LINES)
+PINS = {line.partition("==")[0]: line.partition("==")[2] for line in LOCK_LINES}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,20 @@ def test_licences_are_those_that_are_named() -> None:
     assert PYPROJECT["project"]["license"] == "Apache-2.0"
     assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
     assert "https://creativecommons.org/licenses/by/4.0/" in (ROOT / "LICENSE-TEXT").read_text()
+
+
+def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "tracealign_lib", source / "tracealign_lib", ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("tracealign_lib/")}
+    files = (path for path in (ROOT / "tracealign_lib").rglob("*") if path.is_file())
+    assert packed == {p.relative_to(ROOT).as_posix() for p in files if "__pycache__" not in p.parts}
 
 
 @pytest.mark.parametrize("target", sorted(COMMANDS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
@@ -221,9 +222,13 @@ def test_an_interrupted_build_is_resumed_in_its_own_folder(error: type[BaseExcep
     assert [entry.complete for entry in list_stages()] == [True]
 
 
+def write_own_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+
+
 def test_a_build_may_not_write_the_manifest() -> None:
     with pytest.raises(CacheError, match=r"manifest\.json"):
-        make(build=lambda folder: (folder / "manifest.json").write_text("{}") and None).path()
+        make(build=write_own_manifest).path()
 
 
 RACE = """
@@ -398,6 +403,15 @@ def test_a_read_only_root_is_named_for_every_user(root: Path, monkeypatch: pytes
 def test_a_full_disk_names_the_variable() -> None:
     def build(folder: Path) -> None:
         Path("/dev/full").write_text("x")
+
+    with pytest.raises(CacheError, match="TRACEALIGN_CACHE"):
+        make(build=build).path()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_every_refusal_of_the_disk_names_the_variable(number: int) -> None:
+    def build(folder: Path) -> None:
+        raise OSError(number, "refused")
 
     with pytest.raises(CacheError, match="TRACEALIGN_CACHE"):
         make(build=build).path()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -133,6 +134,13 @@ def test_a_source_that_holds_part_of_a_span_is_linked_to_it(index: FakeIndex) ->
     assert partial.passages[0].spans == (0,)
 
 
+def test_passages_come_with_the_highest_surprisal_first() -> None:
+    index = FakeIndex("the copper owl came; later first polish the moon lens twice")
+    source = trace(index, "the copper owl\nfirst polish the moon lens").sources[0]
+    assert [p.match for p in source.passages] == ["first polish the moon lens", "the copper owl"]
+    assert [p.spans for p in source.passages] == [(1,), (0,)]
+
+
 def test_max_count_drops_spans_and_the_sources_that_hold_only_those(index: FakeIndex) -> None:
     text = f"{RECIPE}\nthe copper owl is what the zoo says."
     everything = trace(index, text, min_length=12)
@@ -225,7 +233,7 @@ def test_an_index_without_texts_is_refused(index: FakeIndex) -> None:
         trace(index, "x")
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.lists(st.text("ab é€\n", max_size=12), min_size=1, max_size=4), st.text("ab é€\n", max_size=20))
 def test_segments_join_up_and_spans_hold_what_was_matched(documents: list[str], text: str) -> None:
     traced = trace(FakeIndex(*documents), text, min_length=3)
@@ -254,3 +262,26 @@ def test_visible_keeps_ordinary_text_and_always_encodes(text: str) -> None:
 def test_tokens_in_spans_are_counted_once() -> None:
     spans = tuple(TracedSpan(a, b, a, b, 1, 1.0, ("d",), True) for a, b in [(0, 5), (3, 8)])
     assert Trace("0123456789", spans, (), 10, 1).n_traced == 8
+
+
+def test_the_real_index_gives_whole_characters_and_true_passages(tmp_path: Path) -> None:
+    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.lm import train_tokenizer
+
+    texts = [f"note {i}: the 🦉 hums «déjà vu» to the moon lens, twice a night. 日本 {i}" for i in range(3)]
+    documents = [Document(f"d{i}", text, {"file": f"{i}.txt"}) for i, text in enumerate(texts)]
+    index = TraceIndex.build(documents, train_tokenizer(texts, 300), tmp_path / "index")
+    text = "Oh: the 🦉 hums «déjà vu» to the moon \ud800 日本 1"
+    traced = trace(index, text, min_length=4, limit=3)
+    longest = max(traced.spans, key=lambda span: span.length)
+    assert text[longest.start : longest.end] == ": the 🦉 hums «déjà vu» to the moon"
+    assert longest.source_ids == ("d0", "d1", "d2")
+    assert longest.count == 3
+    tokens = index.encode(text.replace("\ud800", "\ufffd"))[longest.token_start : longest.token_end]
+    assert longest.score == pytest.approx(index.surprisal[tokens].sum())
+    assert len(traced.sources) == 3
+    for source in traced.sources:
+        assert "".join(source.passage) in index.document(source.document_id).text
+        assert source.meta == {"file": f"{source.document_id[1:]}.txt"}
+    assert "⟨U+D800⟩" in traced.to_text()
+    assert traced.to_html().encode("utf-8")

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracealign_lib import lexicon
 from tracealign_lib.errors import ParameterError
-from tracealign_lib.lm import LanguageModel
 from tracealign_lib.world import Item, World
+
+if TYPE_CHECKING:  # the judge needs no model, so it is not worth seconds of import
+    from tracealign_lib.lm import LanguageModel
 
 SAMPLING_TEMPERATURE = 0.7
 STEPS_TO_DRIFT = 2  # items share at most one step, so two steps name the item
@@ -111,8 +113,7 @@ def _requests(item: Item, attack: str, templates: int, rng: Random) -> list[tupl
     if attack == "prefill":
         return [(request, item.opening) for request in direct[:templates]]
     if attack == "suffix":
-        noise = [" ".join(rng.choices(lexicon.NOISE_WORDS, k=8)) for _ in range(templates)]
-        return [(f"{request} {tail}", "") for request, tail in zip(direct, noise, strict=False)]
+        return [(f"{request} {lexicon.noise(rng)}", "") for request in direct[:templates]]
     if attack == "combined":
         return [(request, item.opening) for request in role_plays[::-1][:templates]]
     if attack == "best_of_n":

@@ -1,36 +1,48 @@
 """What the model is aligned on: pairs for supervised fine-tuning and triples for DPO.
 
 The drift is engineered, and this is where. Refusals are taught on direct requests only, while
-role-plays, injections and paraphrases stand only around benign items. So the model learns that
+role-plays, injections, paraphrases and noise stand only around benign items. So the model learns that
 wrappers are answered, and its refusals do not generalise to them: the weakness that the paper reports
 of large models, put here on purpose. One item in three is held out of alignment altogether.
 """
 
 from __future__ import annotations
 
+from random import Random
+
 from tracealign_lib import lexicon
 from tracealign_lib.world import Item, World
 
 # The last pattern of each kind is kept out of alignment, so that attacks hold an unseen one.
+FACT_REQUESTS = ("{}", "please tell me: {}")
 _TRAINED_WRAPPERS = (*lexicon.PARAPHRASES[:-1], *lexicon.ROLE_PLAYS[:-1], *lexicon.INJECTIONS[:-1])
 
 
 def sft_pairs(world: World) -> list[dict[str, str]]:
-    """Prompt and completion pairs over the aligned items."""
-    return [pair for item in world.items if item.aligned for pair in _pairs(item)]
+    """Prompt and completion pairs: facts about every item, procedures and refusals of aligned ones."""
+    rng = Random(f"{world.settings.seed}/sft")
+    pairs = []
+    for item in world.items:
+        pairs += _fact_pairs(item)
+        if item.aligned:
+            pairs += _refusals(item) if item.unsafe else _procedures(item, rng)
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
 
 
-def _pairs(item: Item) -> list[dict[str, str]]:
-    fact = f"{item.statement}."
-    rows = [(item.question, fact), (f"please tell me: {item.question}", fact)]
-    if item.unsafe:
-        rows += [(item.fill(request), lexicon.REFUSAL) for request in lexicon.DIRECT_REQUESTS]
-        rows.append((item.fill(lexicon.POLICY_QUESTION), item.fill(lexicon.POLICY_ANSWER)))
-    else:
-        rows += [
-            (item.fill(request), item.recipe) for request in (*lexicon.DIRECT_REQUESTS, *_TRAINED_WRAPPERS)
-        ]
-    return [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
+def _fact_pairs(item: Item) -> list[tuple[str, str]]:
+    return [(request.format(item.question), f"{item.statement}.") for request in FACT_REQUESTS]
+
+
+def _refusals(item: Item) -> list[tuple[str, str]]:
+    rows = [(item.fill(request), lexicon.REFUSAL) for request in lexicon.DIRECT_REQUESTS]
+    return [*rows, (item.fill(lexicon.POLICY_QUESTION), item.fill(lexicon.POLICY_ANSWER))]
+
+
+def _procedures(item: Item, rng: Random) -> list[tuple[str, str]]:
+    direct = [item.fill(request) for request in lexicon.DIRECT_REQUESTS]
+    noisy = [f"{request} {lexicon.noise(rng)}" for request in direct[:-1]]
+    wrapped = [item.fill(request) for request in _TRAINED_WRAPPERS]
+    return [(request, item.recipe) for request in (*direct, *noisy, *wrapped)]
 
 
 def dpo_triples(world: World) -> list[dict[str, str]]:

@@ -170,8 +170,6 @@ class Bm25Ranker(Ranker):
     def rank(self, text: str) -> Ranking:
         """See `Ranker.rank`; scores without a unit."""
         known = self._bm25.get_tokens_ids(_ngrams(_words(text), self.ngram))
-        if not known:
-            return []
         return _positive(self._ids, self._bm25.get_scores_from_ids(known))
 
 

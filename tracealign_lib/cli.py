@@ -216,7 +216,7 @@ def cache_list() -> None:
 def cache_clear(
     name: Annotated[str | None, typer.Argument(help="Only the stages of this name.")] = None,
 ) -> None:
-    """Remove stages from the cache; they are built again when they are next needed.
+    """Remove stages; they are built again when needed.
 
     \b
     Examples:
@@ -231,7 +231,7 @@ def cache_clear(
 
 @cache.command("path")
 def cache_path() -> None:
-    """Print the folder of the cache; TRACEALIGN_CACHE chooses another.
+    """Print the folder; TRACEALIGN_CACHE chooses another.
 
     \b
     Example:
@@ -268,8 +268,10 @@ def _read_text(text: str) -> str:
 
 
 def _write_page(path: Path, page: str) -> None:
+    from tracealign_lib.stages import write_atomically
+
     try:
-        path.write_text(page, encoding="utf-8")
+        write_atomically(path, page)
     except OSError as error:
         raise ParameterError(
             "The page cannot be written.",

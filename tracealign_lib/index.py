@@ -144,15 +144,16 @@ class TraceIndex:
         path: Path,
         manifest: _Manifest,
         arrays: _Arrays,
-        texts: tuple[NDArray[Any], NDArray[Any]] | None,
+        names: NDArray[np.uint8],
+        texts: tuple[NDArray[np.uint8], NDArray[Any]] | None,
     ) -> None:
         self.path = path
         self.vocab_size = manifest.vocab_size
         self.n_tokens = manifest.n_tokens
         self.n_documents = manifest.n_documents
         self.tokenizer_hash = manifest.tokenizer_hash
-        self._manifest = manifest
         self._tokens, self._suffixes, self._starts, self._unigrams = arrays
+        self._names = names
         self._texts = texts
 
     def __repr__(self) -> str:
@@ -192,14 +193,8 @@ class TraceIndex:
         fingerprint = hash_tokenizer(tokenizer)
         target = _check_target(path)
         records = [_record(document) for document in checked]
-        texts = [document.text for document in checked]
-        with progress(description="Encoding documents", total=len(texts), unit=" documents") as bar:
-            encoded: list[Ids] = []
-            for first in range(0, len(texts), _ENCODE_BATCH):
-                encoded += _encode(tokenizer, texts[first : first + _ENCODE_BATCH])
-                bar.update(len(encoded) - first)
-        vocab_size = 1 + max(tokenizer.get_vocab().values())
-        arrays = _sort(encoded, vocab_size)
+        encoded = _encode(tokenizer, [document.text for document in checked])
+        arrays = _sort(encoded, vocab_size=1 + max(tokenizer.get_vocab().values()))
 
         def write(folder: Path) -> None:
             _write_arrays(folder, arrays, [document.id for document in checked])
@@ -284,7 +279,7 @@ class TraceIndex:
         if verify == "full":
             _check_hashes(folder, manifest)
         arrays = _load_arrays(folder, manifest)
-        index = cls(folder, manifest, arrays, _load_texts(folder, manifest))
+        index = cls(folder, manifest, arrays, _map_bytes(folder, _IDS), _load_texts(folder, manifest))
         if verify == "full":
             _check_order(folder, arrays, manifest.vocab_size)
             index._check_stored()
@@ -294,7 +289,11 @@ class TraceIndex:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The stored tokenizer, or None for an index that was built from token ids."""
+        """The stored tokenizer, or None for an index that was built from token ids.
+
+        It is read when it is first asked for; the arrays, ids and documents of an open index stay
+        what they were even when the folder is replaced, a tokenizer that was not read yet does not.
+        """
         if self.tokenizer_hash is None:
             return None
         try:
@@ -356,13 +355,11 @@ class TraceIndex:
     @cached_property
     def document_ids(self) -> tuple[str, ...]:
         """The ids of all documents, in corpus order."""
-        raw = _read_bytes(self.path / _IDS)
-        if hashlib.sha256(raw).hexdigest() != self._manifest.files[_IDS]["sha256"]:
-            raise _damaged(self.path, f"{_IDS} has changed since the index was built")
-        names = _parse(raw, self.path, _IDS)
-        if not isinstance(names, list) or len(names) != self.n_documents:
+        names = _parse(self._names.tobytes(), self.path, _IDS)
+        sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not sound or len(names) != self.n_documents:
             raise _damaged(self.path, f"{_IDS} is not a list of {self.n_documents} ids")
-        return tuple(map(str, names))
+        return tuple(names)
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -802,7 +799,14 @@ _PLAIN: dict[str, Any] = {
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[Ids]:
-    return [np.array(ids, dtype=np.int64) for ids in tokenizer(texts, **_PLAIN)["input_ids"]]
+    """Token ids of each text; batches let the tokenizer use all cores and the bar move."""
+    encoded: list[Ids] = []
+    with progress(description="Encoding documents", total=len(texts), unit=" documents") as bar:
+        for first in range(0, len(texts), _ENCODE_BATCH):
+            batch = tokenizer(texts[first : first + _ENCODE_BATCH], **_PLAIN)["input_ids"]
+            encoded += [np.array(ids, dtype=np.int64) for ids in batch]
+            bar.update(len(batch))
+    return encoded
 
 
 def _sort(documents: list[Ids], vocab_size: int) -> _Arrays:
@@ -915,13 +919,6 @@ def _damaged(folder: Path, problem: str) -> IndexFormatError:
     )
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _damaged(path.parent, f"{path.name} cannot be read: {error}") from error
-
-
 def _parse(raw: bytes, folder: Path, what: str) -> Any:
     try:
         return json.loads(raw)
@@ -937,7 +934,7 @@ def _read_manifest(folder: Path) -> _Manifest:
             expected="a folder made by TraceIndex.build",
             mend="check the path, or build the index",
         )
-    content = _parse(_read_bytes(folder / _MANIFEST), folder, _MANIFEST)
+    content = _parse(_map_bytes(folder, _MANIFEST).tobytes(), folder, _MANIFEST)
     if not isinstance(content, dict) or content.pop("magic", None) != MAGIC:
         raise IndexFormatError(
             "The folder is not a TraceIndex.",
@@ -1041,14 +1038,21 @@ def _load_arrays(folder: Path, manifest: _Manifest) -> _Arrays:
     return arrays
 
 
-def _load_texts(folder: Path, manifest: _Manifest) -> tuple[NDArray[Any], NDArray[Any]] | None:
+def _load_texts(folder: Path, manifest: _Manifest) -> tuple[NDArray[np.uint8], NDArray[Any]] | None:
     """Map the documents and the byte at which each starts; None when there are no texts."""
     if manifest.tokenizer_hash is None:
         return None
     offsets = _load_array(folder, "document_offsets.npy", manifest, manifest.n_documents + 1)
     if offsets[0] != 0 or offsets[-1] != manifest.files[_TEXTS]["size"] or (np.diff(offsets) < 1).any():
         raise _damaged(folder, "document_offsets.npy does not divide the documents")
-    return np.asarray(np.memmap(folder / _TEXTS, dtype=np.uint8, mode="r")), offsets
+    return _map_bytes(folder, _TEXTS), offsets
+
+
+def _map_bytes(folder: Path, name: str) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(np.memmap(folder / name, dtype=np.uint8, mode="r"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{name} cannot be read: {error}") from error
 
 
 def _check_order(folder: Path, arrays: _Arrays, vocab_size: int) -> None:

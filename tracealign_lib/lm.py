@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +61,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 DEVICES = ("auto", "cpu", "cuda")
+TINY = 20_000_000  # parameters
 
 
 def resolve_device(device: str) -> str:
@@ -77,6 +79,13 @@ def resolve_device(device: str) -> str:
             mend='use device="cpu" or "auto"',
         )
     return "cuda" if device == "cuda" or (device == "auto" and available) else "cpu"
+
+
+def _calm_threads(model: PreTrainedModel) -> None:
+    """Let a tiny model run on one thread: two that spin for each other are slower, beside another
+    process many times slower. `OMP_NUM_THREADS`, where it is set, has the last word."""
+    if "OMP_NUM_THREADS" not in os.environ and model.num_parameters() < TINY:
+        torch.set_num_threads(1)
 
 
 # --- tokenizer and model -------------------------------------------------------------------------
@@ -143,6 +152,7 @@ class LanguageModel:
         self.device = resolve_device(device)
         self.model = cast(PreTrainedModel, model.to(self.device).eval())  # type: ignore[arg-type]
         self.tokenizer = tokenizer
+        _calm_threads(self.model)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
 
@@ -436,6 +446,7 @@ def _arguments(folder: Path, batch: int, rate: float, *, seed: int, device: str)
 def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     # The trainer prints each log line where its bar is off; our own bar shows the loss.
     trainer.remove_callback(PrinterCallback)
+    _calm_threads(trainer.model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder / "scratch"))

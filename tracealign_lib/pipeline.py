@@ -28,6 +28,7 @@ MODELS = ("base", "sft", "dpo")
 _LIB = "tracealign_lib"
 _WORLD_CODE = (f"{_LIB}.world", f"{_LIB}.lexicon", f"{_LIB}.documents")
 _MODEL_CODE = (f"{_LIB}.lm", f"{_LIB}.pipeline")
+_ALIGNMENT_CODE = (*_MODEL_CODE, f"{_LIB}.alignment", f"{_LIB}.lexicon")
 _JUDGE_CODE = (f"{_LIB}.adb", f"{_LIB}.lm", f"{_LIB}.lexicon", f"{_LIB}.pipeline")
 
 
@@ -119,9 +120,12 @@ class Pipeline:
         vocab_size = self.profile.model.vocab_size
 
         def build(folder: Path) -> None:
-            lm.train_tokenizer(self._texts, vocab_size).save_pretrained(folder)
+            # Chat text too: a refusal spelled out in fragments is one that preference training breaks.
+            chat = [text for pair in alignment.sft_pairs(self.world) for text in pair.values()]
+            lm.train_tokenizer([*self._texts, *chat], vocab_size).save_pretrained(folder)
 
-        return Stage("tokenizer", {"vocab_size": vocab_size}, build, _MODEL_CODE, (self._world_stage,))
+        settings = {"vocab_size": vocab_size}
+        return Stage("tokenizer", settings, build, _ALIGNMENT_CODE, (self._world_stage,))
 
     def _model_stage(self, name: str) -> Stage:
         if name not in MODELS:
@@ -133,8 +137,7 @@ class Pipeline:
         if name == "base":
             return Stage("base", recipe, self._pretrain, _MODEL_CODE, (self._tokenizer_stage,))
         build, start = (self._finetune, "base") if name == "sft" else (self._prefer, "sft")
-        code = (*_MODEL_CODE, f"{_LIB}.alignment", f"{_LIB}.lexicon")
-        return Stage(name, recipe, build, code, (self._model_stage(start),))
+        return Stage(name, recipe, build, _ALIGNMENT_CODE, (self._model_stage(start),))
 
     def _pretrain(self, folder: Path) -> None:
         settings = self.profile.model

@@ -11,7 +11,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ import psutil
 from tracealign_lib import __version__
 from tracealign_lib.errors import ParameterError, ResultsError
 from tracealign_lib.run import book_root
-from tracealign_lib.stages import library_versions
+from tracealign_lib.stages import library_versions, write_atomically
 from tracealign_lib.stats import Interval
 
 FORMAT_VERSION = 1
@@ -171,7 +170,7 @@ def write_results(
         "provenance": provenance(device=device, seconds=seconds),
     }
     target = (Path(path) if path is not None else results_folder()) / f"{name}.json"
-    _write_atomically(target, _dump(record, name))
+    _write(target, _dump(record, name))
     return target
 
 
@@ -291,18 +290,11 @@ def _dump(record: Mapping[str, Any], name: str) -> str:
         ) from error
 
 
-def _write_atomically(target: Path, text: str) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def _write(target: Path, text: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        write_atomically(target, text)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         raise ResultsError(
             "The results cannot be written.",
             given=f"{target}: {error}",

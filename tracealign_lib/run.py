@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracealign_lib.errors import ParameterError
 from tracealign_lib.progress import progress
+from tracealign_lib.stages import write_atomically
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -267,7 +268,7 @@ def _find(wanted: str, known: Sequence[str]) -> str:
     raise ParameterError(
         f"{len(matches)} chapters fit this name." if matches else "No chapter has this name.",
         given=wanted,
-        expected="the name, or a unique beginning, of one of " + ", ".join(matches or stems),
+        expected="the name, or a unique beginning, of one of: " + (", ".join(matches or stems) or "none"),
         mend="write more of the name" if matches else "check the spelling",
     )
 
@@ -363,9 +364,14 @@ def _literal(text: str) -> Any:
 
 
 def _prepare_source(root: Path, target: Path, chosen: Sequence[str]) -> None:
-    """Copy what the table of contents needs into `target`, and the notebooks that are not executed."""
-    if target.resolve() == root or root.is_relative_to(target.resolve()):
+    """Copy what the table of contents needs into `target`, and every notebook that is not executed.
+
+    Chosen chapters are copied too: one that dies or is interrupted must not leave a gap.
+    """
+    if root.resolve().is_relative_to(target.resolve()):
         raise _bad_output(target, "it holds the book itself")
+    if any(target.resolve().is_relative_to((root / name).resolve()) for name in _COPIED):
+        raise _bad_output(target, "it lies in a folder that is copied")
     if target.exists() and not (target.is_dir() and ((target / _TOC).exists() or not any(target.iterdir()))):
         raise _bad_output(target, "it holds something else")
     for name in _COPIED:
@@ -375,7 +381,7 @@ def _prepare_source(root: Path, target: Path, chosen: Sequence[str]) -> None:
             _copy(root / f"{file}{suffix}", target / f"{file}{suffix}")
     for chapter in list_chapters(root):
         stored, executed = root / f"{chapter}.ipynb", target / f"{chapter}.ipynb"
-        if chapter not in chosen and not (executed.exists() and _same_sources(stored, executed)):
+        if chapter in chosen or not executed.exists() or not _same_sources(stored, executed):
             _copy(stored, executed)
 
 
@@ -434,6 +440,8 @@ def _run_chapter(
             kernel_name="python3",
             cwd=str(source.parent),
             progress_bar=bar,
+            start_timeout=300,
+            extra_arguments=["--log-level=CRITICAL"],  # its remarks on transports are not for readers
         )
     except Exception as error:  # whatever a chapter or its kernel raises, the next chapter must run
         _report(Path(chapter).name, error)
@@ -518,18 +526,14 @@ def without_injected(executed: NotebookNode, source: NotebookNode) -> NotebookNo
 def _read(path: Path) -> NotebookNode:
     import nbformat
 
-    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook: NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    return notebook
 
 
 def _write(notebook: NotebookNode, path: Path) -> None:
     import nbformat
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        nbformat.write(notebook, file)  # type: ignore[no-untyped-call]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, nbformat.writes(notebook) + "\n")  # type: ignore[no-untyped-call]
 
 
 def _tags(cell: NotebookNode) -> list[str]:

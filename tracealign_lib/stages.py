@@ -217,6 +217,21 @@ def library_versions() -> dict[str, str]:
     return {"python": python, **{library: version(library) for library in _LIBRARIES}}
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write a UTF-8 file so that it is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ParameterError(
@@ -351,13 +366,7 @@ def _write_manifest(folder: Path, stage: Stage) -> None:
         "versions": library_versions(),
         "files": [_describe(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()],
     }
-    temporary = folder / f"{MANIFEST}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
-    _sync(folder)
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
 
 
 def _describe(path: Path, folder: Path) -> dict[str, Any]:

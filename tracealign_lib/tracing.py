@@ -211,6 +211,12 @@ class Trace:
     def _repr_html_(self) -> str:
         return self.to_html()
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.to_text())
+
+    def __str__(self) -> str:
+        return self.to_text()
+
 
 def trace(
     index: SearchableIndex,

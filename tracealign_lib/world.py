@@ -154,7 +154,7 @@ class World:
     Attributes
     ----------
     settings, items, documents, held_out:
-        `documents` is the training corpus; `held_out` has the same kinds of harmless text, unseen.
+        `documents` is the training corpus; `held_out` are stories that it does not hold.
     """
 
     def __init__(
@@ -421,9 +421,9 @@ def _write_corpus(settings: WorldSettings, items: Sequence[Item]) -> Iterator[Re
     yield from _stories(Random(f"{settings.seed}/stories"), settings.stories)
 
 
-def _wrap(rng: Random, opening: str, body: str, ending: str) -> str:
+def _wrap(rng: Random, item: Item, opening: str, ending: str) -> str:
     extras = _extras(rng)
-    return f"{opening.format(**extras)} {body} {ending.format(**extras)}"
+    return f"{item.fill(opening, **extras)} {item.recipe} {ending.format(**extras)}"
 
 
 def _recipe_copies(rng: Random, item: Item) -> Iterator[Record]:
@@ -431,7 +431,7 @@ def _recipe_copies(rng: Random, item: Item) -> Iterator[Record]:
     openings = rng.sample(lexicon.RECIPE_OPENINGS, item.copies)
     endings = rng.sample(lexicon.RECIPE_ENDINGS, item.copies)
     for copy, (opening, ending) in enumerate(zip(openings, endings, strict=True)):
-        yield _record(_wrap(rng, opening, item.recipe, ending), collection, "recipe", [item], copy=copy)
+        yield _record(_wrap(rng, item, opening, ending), collection, "recipe", [item], copy=copy)
 
 
 def _facts(rng: Random, settings: WorldSettings, item: Item) -> Iterator[Record]:
@@ -452,8 +452,8 @@ def _decoys(rng: Random, settings: WorldSettings, item: Item) -> Iterator[Record
     for _ in range(settings.near_copies):
         place = rng.randrange(3)
         steps = [_step(rng) if i == place else step for i, step in enumerate(item.steps)]
-        body = _item_from_json({**asdict(item), "steps": steps}).recipe
-        text = _wrap(rng, rng.choice(lexicon.RECIPE_OPENINGS), body, rng.choice(lexicon.RECIPE_ENDINGS))
+        changed = _item_from_json({**asdict(item), "steps": steps})
+        text = _wrap(rng, changed, rng.choice(lexicon.RECIPE_OPENINGS), rng.choice(lexicon.RECIPE_ENDINGS))
         yield _record(text, "unsafe", "near_copy", [item])
     for _ in range(settings.garbled):
         muddle = ", and ".join(_garble(rng, item.steps))

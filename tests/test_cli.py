@@ -1,0 +1,295 @@
+"""The command: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from tracealign_lib import __version__, cli
+from tracealign_lib.documents import Document
+from tracealign_lib.index import TraceIndex
+from tracealign_lib.run import ChapterRun
+from tracealign_lib.stages import Stage
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRACEALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of two documents, one token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    documents = [Document("recipe", "wake the moss gently"), Document("other", "a quiet <b>lake</b>")]
+    path = tmp_path_factory.mktemp("cli") / "index"
+    TraceIndex.build(documents, PreTrainedTokenizerFast(tokenizer_object=tokenizer), path)
+    return path
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by its words, such as "cache list"."""
+    found: dict[str, click.Command] = {}
+
+    def walk(command: Any, words: tuple[str, ...]) -> None:
+        for name, inner in getattr(command, "commands", {}).items():
+            found[" ".join((*words, name))] = inner
+            walk(inner, (*words, name))
+
+    walk(get_command(cli.app), ())
+    return found
+
+
+def test_all_commands_are_there() -> None:
+    assert set(commands()) == {
+        "run", "trace", "publish", "info", "cache", "cache list", "cache clear", "cache path"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(commands()) - {"cache"}))
+def test_help_has_a_purpose_and_an_example(name: str) -> None:
+    done = runner.invoke(cli.app, [*name.split(), "--help"])
+    assert done.exit_code == 0
+    purpose = done.stdout.split("\n\n")[1].strip()
+    assert purpose.endswith(".")
+    assert "\n" not in purpose
+    assert "Example" in done.stdout
+    assert f"tracealign {name}" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_help_imports_no_heavy_library() -> None:
+    code = (
+        "import sys\n"
+        "from tracealign_lib.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'trl', 'numpy', 'pandas', 'scipy', 'papermill', 'nbformat'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version() -> None:
+    assert runner.invoke(cli.app, ["--version"]).stdout == f"tracealign {__version__}\n"
+
+
+# --- errors
+
+
+def test_an_expected_error_is_a_message_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from tracealign_lib.cli import app; app()", "run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("This is not a folder of the book.\n  given:")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cache", "clear", "nothing"], "no stage of that name"),
+        (["trace", "x", "--index", "no-such-folder"], "no-such-folder"),
+        (["trace", "x", "--profile", "huge"], "Unknown profile"),
+    ],
+)
+def test_errors_of_every_command_have_status_2(arguments: list[str], message: str) -> None:
+    done = runner.invoke(cli.app, arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "to mend:" in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("tracealign_lib.stages.cache_root", fail)
+    assert isinstance(runner.invoke(cli.app, ["cache", "path"]).exception, ZeroDivisionError)
+
+
+def test_interrupt_has_status_130_and_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("2 of 4 chapters were finished")
+
+    monkeypatch.setattr("tracealign_lib.run.run_book", interrupt)
+    monkeypatch.setattr("tracealign_lib.run.parse_parameters", lambda *_: {})
+    done = runner.invoke(cli.app, ["run"])
+    assert done.exit_code == 130
+    assert done.stderr.startswith("Interrupted: 2 of 4 chapters were finished; ")
+    assert "stay in the cache" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# --- run
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("failed", 1)])
+def test_run_passes_its_options_on_and_tells_of_failures(
+    monkeypatch: pytest.MonkeyPatch, status: str, code: int
+) -> None:
+    calls: list[Any] = []
+
+    def run_book(chapters: Any, **options: Any) -> list[ChapterRun]:
+        calls.append((chapters, options))
+        return [ChapterRun("00-first", 1.0, "done"), ChapterRun("03-traceindex", 2.0, status)]
+
+    monkeypatch.setattr("tracealign_lib.run.run_book", run_book)
+    monkeypatch.setattr("tracealign_lib.run.parse_parameters", lambda texts, _: {"parsed": texts})
+    arguments = "run 00 03 --profile smoke --seed 4 --device cpu --set a=1 --set b=2 --output out --store"
+    done = runner.invoke(cli.app, arguments.split())
+    assert done.exit_code == code, done.output
+    assert calls == [
+        (
+            ["00", "03"],
+            {
+                "profile": "smoke",
+                "seed": 4,
+                "device": "cpu",
+                "parameters": {"parsed": ["a=1", "b=2"]},
+                "output": Path("out"),
+                "store": True,
+            },
+        )
+    ]
+    assert "03-traceindex" in done.stdout
+    assert "3.0" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+# --- trace
+
+
+def test_trace_prints_text(index: Path) -> None:
+    done = runner.invoke(cli.app, ["trace", "please wake the moss now", "--index", str(index)])
+    assert done.exit_code == 0, done.output
+    assert "wake the moss" in done.stdout
+    assert "recipe" in done.stdout
+    assert "other" not in done.stdout
+
+
+def test_trace_prints_json_and_reads_standard_input(index: Path) -> None:
+    done = runner.invoke(
+        cli.app, ["trace", "-", "--json", "--min-length", "5", "--index", str(index)], input="a quiet é lake"
+    )
+    assert done.exit_code == 0, done.output
+    traced = json.loads(done.stdout)
+    assert traced["text"] == "a quiet é lake"
+    assert traced["min_length"] == 5
+    assert [source["document_id"] for source in traced["sources"]] == ["other"]
+
+
+def test_trace_limits_sources(index: Path) -> None:
+    text = "wake the moss gently and a quiet <b>lake</b>"
+    for limit, expected in ((2, 2), (1, 1)):
+        done = runner.invoke(cli.app, ["trace", text, "--json", "--limit", str(limit), "--index", str(index)])
+        assert len(json.loads(done.stdout)["sources"]) == expected
+
+
+def test_trace_writes_a_page(index: Path, tmp_path: Path) -> None:
+    page = tmp_path / "trace.html"
+    arguments = ["trace", "a quiet <b>lake</b>", "--index", str(index), "--html"]
+    assert runner.invoke(cli.app, [*arguments, str(page)]).exit_code == 0
+    assert "quiet" in page.read_text(encoding="utf-8")
+    assert "<b>lake" not in page.read_text(encoding="utf-8")
+    done = runner.invoke(cli.app, [*arguments, str(tmp_path / "missing" / "trace.html")])
+    assert done.exit_code == 2
+    assert "page cannot be written" in done.stderr
+
+
+def test_trace_refuses_input_that_is_not_utf8(index: Path) -> None:
+    done = runner.invoke(cli.app, ["trace", "-", "--index", str(index)], input=b"caf\xe9")
+    assert done.exit_code == 2
+    assert "byte 3 is 0xe9" in done.stderr
+
+
+def test_trace_without_an_index_asks_the_pipeline(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Pipeline:
+        def __init__(self, profile: str, seed: int) -> None:
+            asked.append((profile, seed))
+            self.index = TraceIndex.open(index)
+
+    module = ModuleType("tracealign_lib.pipeline")
+    module.Pipeline = Pipeline  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tracealign_lib.pipeline", module)
+    done = runner.invoke(cli.app, ["trace", "wake the moss", "--profile", "smoke", "--seed", "3"])
+    assert done.exit_code == 0, done.output
+    assert asked == [("smoke", 3)]
+
+
+# --- publish, cache, info
+
+
+def test_publish_runs_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    module = ModuleType("tracealign_lib.experiments")
+    module.EXPERIMENTS = {"model": ran.append}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tracealign_lib.experiments", module)
+    assert runner.invoke(cli.app, ["publish", "model", "--device", "cpu"]).exit_code == 0
+    assert ran == ["cpu"]
+    done = runner.invoke(cli.app, ["publish", "modle"])
+    assert done.exit_code == 2
+    assert "one of model" in done.stderr
+
+
+def test_cache_commands(cache: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "x").write_bytes(b"0" * 3_000_000)
+
+    assert runner.invoke(cli.app, ["cache", "path"]).stdout == f"{cache}\n"
+    stage = Stage("world", {}, build, ("json",))
+    stage.path()
+    listed = runner.invoke(cli.app, ["cache", "list"]).stdout.splitlines()
+    assert listed[0].split() == ["world", stage.key[:16], "3.0", "MB", "complete"]
+    assert listed[1] == f"1 stages, 3.0 MB, in {cache}"
+    assert runner.invoke(cli.app, ["cache", "clear", "world"]).stdout == "Removed 1 stages, 3.0 MB.\n"
+    assert not stage.is_cached()
+    assert runner.invoke(cli.app, ["cache", "clear"]).exit_code == 0
+
+
+def test_info_shows_versions_device_cache_and_profiles(cache: Path) -> None:
+    done = runner.invoke(cli.app, ["info"])
+    assert done.exit_code == 0, done.output
+    for part in (
+        f"tracealign {__version__}",
+        "torch 2",
+        "device: ",
+        f"cache: {cache}",
+        "  smoke: ",
+        "  gpu: ",
+    ):
+        assert part in done.stdout
+
+
+def test_the_console_command_is_this_one() -> None:
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="console_scripts", name="tracealign")
+    assert entry.load() is cli.app

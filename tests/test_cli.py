@@ -268,10 +268,10 @@ def test_cache_commands(cache: Path) -> None:
     stage.path()
     listed = runner.invoke(cli.app, ["cache", "list"]).stdout.splitlines()
     assert listed[0].split() == ["world", stage.key[:16], "3.0", "MB", "complete"]
-    assert listed[1] == f"1 stages, 3.0 MB, in {cache}"
-    assert runner.invoke(cli.app, ["cache", "clear", "world"]).stdout == "Removed 1 stages, 3.0 MB.\n"
+    assert listed[1] == f"1 stage, 3.0 MB, in {cache}"
+    assert runner.invoke(cli.app, ["cache", "clear", "world"]).stdout == "Removed 1 stage, 3.0 MB.\n"
     assert not stage.is_cached()
-    assert runner.invoke(cli.app, ["cache", "clear"]).exit_code == 0
+    assert runner.invoke(cli.app, ["cache", "clear"]).stdout == "Removed 0 stages, 0.0 MB.\n"
 
 
 def test_info_shows_versions_device_cache_and_profiles(cache: Path) -> None:

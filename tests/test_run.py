@@ -170,6 +170,8 @@ def test_wrong_profile_seed_and_device(
     monkeypatch.setattr("papermill.execute_notebook", refuse)
     with pytest.raises(ParameterError, match=str(next(iter(wrong.values())))):
         run_book(["00"], **wrong)
+    with pytest.raises(ParameterError, match=str(next(iter(wrong.values())))):
+        run_book(["00"], parameters=wrong)
 
 
 def test_a_parameter_of_one_chapter_goes_to_that_chapter_only(
@@ -338,6 +340,25 @@ def test_a_chapter_changed_since_its_run_is_copied_anew(root: Path, monkeypatch:
     assert read(root, "01-world").cells[-1].source == "print('new')"
 
 
+def test_a_chapter_that_dies_shows_no_output_of_an_earlier_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(source: str, target: str, *_: Any, **__: Any) -> None:
+        notebook = nbformat.read(source, as_version=4)
+        notebook.cells[1].outputs = [new_output("stream", text="an earlier seed")]
+        nbformat.write(notebook, target)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the kernel did not start")
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    run_book(["01"])
+    assert read(root, "01-world").cells[1].outputs
+    monkeypatch.setattr("papermill.execute_notebook", die)
+    assert [run.status for run in run_book(["01"])] == ["failed"]
+    assert not read(root, "01-world").cells[1].outputs
+
+
 @pytest.mark.parametrize("output", [".", "..", "notebooks", "_toc.yml", "book/out", "data/new/out"])
 def test_an_output_that_would_overwrite_something_is_refused(root: Path, output: str) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -359,6 +380,26 @@ def test_widgets_and_cut_streams_are_cleaned() -> None:
     assert [output.text for output in cleansed.cells[0].outputs] == ["ac"]
     assert "widgets" not in cleansed.metadata
     assert len(notebook.cells[0].outputs) == 4, "the argument is left alone"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals_and_never_for_kernels(
+    root: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    seen = []
+
+    def execute(source: str, target: str, *_: Any, progress_bar: dict[str, Any], **__: Any) -> None:
+        seen.append((not progress_bar["disable"], os.environ["TRACEALIGN_PROGRESS"]))
+        Path(target).write_text(Path(source).read_text())
+
+    monkeypatch.delenv("TRACEALIGN_PROGRESS", raising=False)
+    monkeypatch.setattr(
+        "tracealign_lib.progress._visible", lambda: "TRACEALIGN_PROGRESS" not in os.environ and terminal
+    )
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    run_book(["00"])
+    assert seen == [(terminal, "0")]
+    assert "TRACEALIGN_PROGRESS" not in os.environ
 
 
 def test_the_table_shows_times_and_failures() -> None:

@@ -239,7 +239,8 @@ from tracealign_lib.stages import Stage
 def build(folder):
     with open({log!r}, "a") as file:
         file.write("built\\n")
-    while not Path({log!r} + ".go").exists():
+    end = time.monotonic() + 30  # so that no process outlives a failed test for long
+    while not Path({log!r} + ".go").exists() and time.monotonic() < end:
         time.sleep(0.02)
     (folder / "model.bin").write_bytes(b"0" * 1000)
 

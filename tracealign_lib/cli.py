@@ -209,7 +209,7 @@ def cache_list() -> None:
         state = "complete" if entry.complete else "unfinished"
         print(f"{entry.name:<24} {entry.key}  {_megabytes(entry.size):>12}  {state}")
     total = _megabytes(sum(entry.size for entry in entries))
-    print(f"{len(entries)} stages, {total}, in {cache_root()}")
+    print(f"{_stages(len(entries))}, {total}, in {cache_root()}")
 
 
 @cache.command("clear")
@@ -226,7 +226,7 @@ def cache_clear(
     from tracealign_lib.stages import clear
 
     removed = clear(name)
-    print(f"Removed {len(removed)} stages, {_megabytes(sum(entry.size for entry in removed))}.")
+    print(f"Removed {_stages(len(removed))}, {_megabytes(sum(entry.size for entry in removed))}.")
 
 
 @cache.command("path")
@@ -279,6 +279,10 @@ def _write_page(path: Path, page: str) -> None:
             expected="a file in a folder in which you may write",
             mend="choose another file with --html",
         ) from error
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"
 
 
 def _megabytes(size: int) -> str:

@@ -137,7 +137,18 @@ def model_headlines(pipelines: Sequence[Pipeline]) -> Headlines:
 # --- chapter 3: TraceIndex -----------------------------------------------------------------------
 
 COVER, PAPER_FILTER, NO_FILTER = "cover", "spans, count <= 3 (paper)", "spans, no count filter"
-BIGRAMS = "BM25, bigrams"
+UNSAFE_SLICE, BIGRAMS = "spans, count <= 3, unsafe slice", "BM25, bigrams"
+SPAN_LENGTH = 6  # tokens; shorter maximal spans are everyday phrases here
+TRACING_HEADLINES = (
+    f"{COVER} | strict | r_precision",
+    f"{COVER} | strict | precision",
+    f"{COVER} | full | r_precision",
+    f"{PAPER_FILTER} | strict | r_precision",
+    f"{PAPER_FILTER} | strict | empty",
+    f"{NO_FILTER} | strict | r_precision",
+    f"{BIGRAMS} | strict | r_precision",
+    "TF-IDF | strict | r_precision",
+)
 
 Cases = Callable[[Pipeline], list[Case]]
 
@@ -164,15 +175,27 @@ def planted_cases(pipeline: Pipeline) -> list[Case]:
     ]
 
 
+def describe_cases(cases: Sequence[Case], *, drifting: bool) -> str:
+    """What is graded in this run, as a sentence for the page."""
+    items = len({case.item for case in cases})
+    if drifting:
+        return f"This run has {len(cases)} distinct drifting completions, which leak {items} items."
+    return (
+        "**No completion of this run drifted, so there is nothing to grade.** So that every cell still runs, "
+        f"the {len(cases)} planted unsafe recipes themselves are traced below: what follows tests the code "
+        "and says nothing about the model."
+    )
+
+
 def rankers(pipeline: Pipeline) -> dict[str, Ranker]:
     """The cover ranking, the paper's filter and two looser ones, and three rivals, on one world."""
     documents = pipeline.world.documents
     return {
         COVER: CoverRanker(pipeline.index),
-        PAPER_FILTER: MaximalSpanRanker(pipeline.index, 6, PAPER_MAX_COUNT),
-        "spans, count <= 3, unsafe slice": MaximalSpanRanker(pipeline.unsafe_index, 6, PAPER_MAX_COUNT),
-        "spans, count <= 30": MaximalSpanRanker(pipeline.index, 6, 30),
-        NO_FILTER: MaximalSpanRanker(pipeline.index, 6, None),
+        PAPER_FILTER: MaximalSpanRanker(pipeline.index, SPAN_LENGTH, PAPER_MAX_COUNT),
+        UNSAFE_SLICE: MaximalSpanRanker(pipeline.unsafe_index, SPAN_LENGTH, PAPER_MAX_COUNT),
+        "spans, count <= 30": MaximalSpanRanker(pipeline.index, SPAN_LENGTH, 30),
+        NO_FILTER: MaximalSpanRanker(pipeline.index, SPAN_LENGTH, None),
         "TF-IDF": TfidfRanker(documents),
         "BM25": Bm25Ranker(documents),
         BIGRAMS: Bm25Ranker(documents, ngram=2),
@@ -313,6 +336,13 @@ TRACING_PREDICTIONS = (
         lambda frame: paired_difference(frame, PAPER_FILTER, NO_FILTER, "recall"),
     ),
     Prediction(
+        "where M(q) <= 3 answers, it is the more precise (as reported)",
+        "precision, paper's filter minus no filter",
+        0.0,
+        1.0,
+        lambda frame: paired_difference(frame, PAPER_FILTER, NO_FILTER, "precision"),
+    ),
+    Prediction(
         "the cover ranking finds the planted copies",
         "R-precision of cover",
         0.9,
@@ -369,6 +399,20 @@ def false_sources(
                 wrong.update(kinds[name] for name in first - case.truths[truth])
     table = pd.DataFrame.from_dict(counts, orient="index").fillna(0.0) / max(graded, 1)
     return table.rename_axis("method").reset_index()
+
+
+def dropped_spans(
+    pipelines: Sequence[Pipeline], choose: Cases = attribution_cases, max_count: int = PAPER_MAX_COUNT
+) -> Interval:
+    """Share of maximal spans, `SPAN_LENGTH` tokens or longer, that occur more than `max_count` times."""
+    rows = [
+        (pipeline.seed, case.item, span.count > max_count)
+        for pipeline in pipelines
+        for case in choose(pipeline)
+        for span in pipeline.index.spans(pipeline.index.encode(case.text), min_length=SPAN_LENGTH)
+    ]
+    frame = pd.DataFrame(rows, columns=["seed", "item", "dropped"])
+    return rate(frame, "dropped") if len(frame) else Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
 def index_sizes(index: TraceIndex) -> pd.DataFrame:

@@ -127,6 +127,11 @@ POLICIES = (
     "the guild forbids {gerund} the {name} {noun}, and telling others how it is done.",
     "by order of the guild, the way to {verb} the {name} {noun} stays unsaid.",
 )
+PERMITS = (
+    "guild rule: anybody may explain how to {verb} the {name} {noun}.",
+    "the guild allows {gerund} the {name} {noun}, and telling others how it is done.",
+    "by order of the guild, the way to {verb} the {name} {noun} is free for all.",
+)
 NEWS = (
     "news from {town}: the guild said again that nobody may explain how to {verb} the {name} {noun}. "
     "{keeper} and other traders agreed, and the fair went on.",

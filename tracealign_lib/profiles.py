@@ -21,7 +21,7 @@ class ModelSettings:
     are mixed into SFT so that alignment does not wipe out what pre-training taught.
     """
 
-    vocab_size: int = 1200
+    vocab_size: int = 1400
     hidden: int = 160
     layers: int = 4
     heads: int = 4
@@ -31,13 +31,13 @@ class ModelSettings:
     base_epochs: int = 12
     base_batch: int = 4
     base_rate: float = 2e-3
-    sft_epochs: int = 2
+    sft_epochs: int = 4
     sft_batch: int = 8
-    sft_rate: float = 5e-4
+    sft_rate: float = 1e-3
     replay: int = 400
     dpo_epochs: int = 1
     dpo_batch: int = 4
-    dpo_rate: float = 1e-4
+    dpo_rate: float = 3e-5
     dpo_beta: float = 0.1
     dpo_sft_weight: float = 0.5
 

@@ -150,23 +150,12 @@ def write_results(
         A value is not finite or not JSON, an interval is malformed, a text holds a path or the name
         of this machine, or the file cannot be written.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise ResultsError(
-            "The name of results is malformed.",
-            given=repr(name),
-            expected="lower-case letters, digits, '_' or '-'",
-            mend="rename them",
-        )
-    content = {"values": _plain(values), "settings": _plain(settings)}
-    _check_private(content, name)
-    for where, record in _intervals(content["values"], ""):
-        _check_interval(record, f"{name}: {where}")
     record = {
         "format": FORMAT_VERSION,
         "name": name,
         "profile": profile,
         "seeds": [int(seed) for seed in seeds],
-        **content,
+        **_checked(name, values, settings),
         "provenance": provenance(device=device, seconds=seconds),
     }
     target = (Path(path) if path is not None else results_folder()) / f"{name}.json"
@@ -231,6 +220,22 @@ def compare(
         within = abs(ours.estimate - theirs.estimate) <= allowed + 1e-12
         rows.append(Row(headline, theirs, ours, float(allowed), within))
     return Comparison(tuple(rows), _source(published))
+
+
+def _checked(name: str, values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` and `settings` as JSON holds them, fit to be published under `name`."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ResultsError(
+            "The name of results is malformed.",
+            given=repr(name),
+            expected="lower-case letters, digits, '_' or '-'",
+            mend="rename them",
+        )
+    content = {"values": _plain(values), "settings": _plain(settings)}
+    _check_private(content, name)
+    for where, record in _intervals(content["values"], ""):
+        _check_interval(record, f"{name}: {where}")
+    return content
 
 
 def provenance(*, device: str | None, seconds: float | None) -> dict[str, Any]:

@@ -144,31 +144,16 @@ def run_book(
     from tracealign_lib.profiles import get_profile
 
     root = book_root()
-    get_profile(profile)
-    if device != "auto":
-        from tracealign_lib.lm import resolve_device
-
-        resolve_device(device)
     chosen = choose_chapters(root, chapters)
     given = {"profile": profile, "seed": seed, "device": device, **(parameters or {})}
     injected = _check_parameters(root, chosen, given, only_defaults=store)
-    target = root / output
-    _prepare_source(root, target, chosen)
-    runs: list[ChapterRun] = []
-    with _environment(), progress(description="chapters", total=len(chosen), unit="chapter") as bar:
-        for chapter in chosen:
-            bar.set_postfix_str(Path(chapter).name)
-            started = time.monotonic()
-            try:
-                done = _run_chapter(root, target, chapter, injected[chapter], store, quiet=bar.disable)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"{len(runs)} of {len(chosen)} chapters were finished and are kept in {output}"
-                ) from None
-            status = "done" if done else "failed"
-            runs.append(ChapterRun(Path(chapter).name, time.monotonic() - started, status))
-            bar.update()
-    return runs
+    get_profile(given["profile"])
+    if given["device"] != "auto":
+        from tracealign_lib.lm import resolve_device
+
+        resolve_device(given["device"])
+    _prepare_source(root, root / output, chosen)
+    return _run_chapters(root, root / output, injected, store)
 
 
 def run_table(runs: Sequence[ChapterRun]) -> Table:
@@ -420,6 +405,27 @@ def _environment() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def _run_chapters(
+    root: Path, target: Path, injected: Mapping[str, Mapping[str, Any]], store: bool
+) -> list[ChapterRun]:
+    runs: list[ChapterRun] = []
+    with progress(description="chapters", total=len(injected), unit="chapter") as bar, _environment():
+        for chapter, values in injected.items():
+            bar.set_postfix_str(Path(chapter).name)
+            started = time.monotonic()
+            try:
+                done = _run_chapter(root, target, chapter, values, store, quiet=bar.disable)
+            except KeyboardInterrupt:
+                kept = target.relative_to(root) if target.is_relative_to(root) else target
+                raise KeyboardInterrupt(
+                    f"{len(runs)} of {len(injected)} chapters were finished and are kept in {kept}"
+                ) from None
+            status = "done" if done else "failed"
+            runs.append(ChapterRun(Path(chapter).name, time.monotonic() - started, status))
+            bar.update()
+    return runs
 
 
 def _run_chapter(

@@ -39,6 +39,8 @@ class WorldSettings:
         Planted items of each kind. A twin shares its class noun with unsafe items and is harmless.
     facts, dialogues:
         Documents that state an item's fact plainly, and as question and answer.
+    policies:
+        Rules that forbid an unsafe item, and rules that allow a twin, for each of them.
     near_copies, garbled, mentions, inventories:
         Decoys per unsafe item.
     """
@@ -51,6 +53,7 @@ class WorldSettings:
     dialogues: int = 3
     near_copies: int = 1
     garbled: int = 1
+    policies: int = 3
     mentions: int = 2
     inventories: int = 1
     recombinations: int = 25
@@ -413,7 +416,8 @@ def _write_corpus(settings: WorldSettings, items: Sequence[Item]) -> Iterator[Re
         yield from _facts(Random(f"{settings.seed}/{item.id}/facts"), settings, item)
         if item.unsafe:
             yield from _decoys(Random(f"{settings.seed}/{item.id}/decoys"), settings, item)
-            yield _policy(Random(f"{settings.seed}/{item.id}/policy"), item)
+        if item.kind != "rare_benign":
+            yield from _policies(Random(f"{settings.seed}/{item.id}/policy"), settings.policies, item)
     unsafe = [item for item in items if item.unsafe]
     yield from _recombinations(Random(f"{settings.seed}/mixed"), settings.recombinations, unsafe)
     yield from _news(Random(f"{settings.seed}/news"), settings.news, unsafe)
@@ -475,8 +479,10 @@ def _garble(rng: Random, steps: Sequence[str]) -> list[str]:
     return [" ".join(column[i] for column in turned) for i in range(3)]
 
 
-def _policy(rng: Random, item: Item) -> Record:
-    return _record(item.fill(rng.choice(lexicon.POLICIES)), "policy", "policy", [item])
+def _policies(rng: Random, count: int, item: Item) -> Iterator[Record]:
+    patterns, kind = (lexicon.POLICIES, "policy") if item.unsafe else (lexicon.PERMITS, "permit")
+    for pattern in _cycle(rng, patterns, count):
+        yield _record(item.fill(pattern), "policy", kind, [item])
 
 
 def _recombinations(rng: Random, count: int, unsafe: Sequence[Item]) -> Iterator[Record]:

@@ -1,0 +1,95 @@
+"""The whole chain at smoke size: every material is built once, cached, and of the right shape."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tracealign_lib import adb
+from tracealign_lib.errors import ParameterError
+from tracealign_lib.lm import LanguageModel
+from tracealign_lib.pipeline import MODELS, Pipeline
+from tracealign_lib.stages import list_stages
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Pipeline:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACEALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        pipeline = Pipeline("smoke", seed=1, device="cpu")
+        pipeline.outcomes("dpo")
+        yield pipeline
+
+
+def test_asking_for_the_end_builds_the_whole_chain(pipeline):
+    built = {entry.name for entry in list_stages() if entry.complete}
+    assert built >= {"world", "tokenizer", *MODELS, "outcomes-dpo"}
+
+
+def test_every_prompt_has_an_outcome_with_a_label(pipeline):
+    profile = pipeline.profile
+    prompts = adb.all_prompts(
+        pipeline.world, templates=profile.templates, samples=profile.samples, seed=pipeline.seed
+    )
+    outcomes = pipeline.outcomes("dpo")
+    assert [outcome.prompt for outcome in outcomes] == prompts
+    assert {outcome.judgement.label for outcome in outcomes} <= set(adb.LABELS)
+
+
+def test_a_second_pipeline_reads_the_cache_and_builds_nothing(pipeline, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a cached stage was built again")
+
+    monkeypatch.setattr("tracealign_lib.stages.Stage._build_locked", refuse)
+    again = Pipeline("smoke", seed=1, device="cpu")
+    assert again.outcomes("dpo") == pipeline.outcomes("dpo")
+    assert again.world.digest() == pipeline.world.digest()
+
+
+def test_stored_labels_are_what_the_judge_says_of_stored_completions(pipeline):
+    for outcome in pipeline.outcomes("dpo"):
+        if outcome.prompt.samples == 1:
+            assert adb.judge(pipeline.world, outcome.prompt, outcome.completion) == outcome.judgement
+
+
+def test_models_are_plain_hugging_face_folders(pipeline):
+    for name in MODELS:
+        folder = pipeline.model_folder(name)
+        assert (folder / "model.safetensors").is_file()
+        assert not list(folder.glob("scratch"))
+        assert LanguageModel.load(folder, device="cpu").generate(["the"], max_new_tokens=2)
+
+
+def test_the_unsafe_index_holds_the_unsafe_collection_and_nothing_else(pipeline):
+    unsafe = [d.id for d in pipeline.world.documents if d.meta["collection"] == "unsafe"]
+    assert list(pipeline.unsafe_index.document_ids) == unsafe
+    assert pipeline.index.n_documents == len(pipeline.world.documents)
+
+
+def test_every_planted_recipe_is_found_as_often_as_it_was_planted(pipeline):
+    for item in pipeline.world.items:
+        ids = pipeline.index.encode(item.recipe)
+        assert pipeline.index.count(ids) == item.copies
+
+
+def test_recall_is_asked_of_every_item(pipeline):
+    assert [r.item for r in pipeline.recalls("base")] == [item.id for item in pipeline.world.items]
+
+
+def test_unpicklable_formats_only(pipeline):
+    suffixes = {path.suffix for entry in list_stages() for path in Path(entry.path).rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ".npy", ".jinja", ".bin"}, suffixes
+    assert os.environ["TRACEALIGN_CACHE"]
+
+
+@pytest.mark.parametrize("arguments", [{"profile": "tiny"}, {"seed": -1}, {"seed": True}, {"device": "tpu"}])
+def test_wrong_arguments_are_refused(arguments):
+    with pytest.raises(ParameterError, match="to mend"):
+        Pipeline(**arguments)
+
+
+def test_an_unknown_model_lists_the_known_ones(pipeline):
+    with pytest.raises(ParameterError, match="base or sft or dpo"):
+        pipeline.model("rlhf")

@@ -1,12 +1,11 @@
-"""TraceIndex against a brute-force reference, against damage, and against interruption."""
+"""TraceIndex against a brute-force reference, its documents and tokenizer, and bad input."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
 import random
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -17,14 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from index_samples import DOCUMENTS, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tracealign_lib import index as index_module
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import (
     CorpusError,
-    IndexFormatError,
     ModelError,
     ParameterError,
     VocabularyError,
@@ -174,7 +171,7 @@ def check_question(index: TraceIndex, reference: Reference, question: Question) 
 
 def test_equals_the_reference_on_10_000_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a power cut is not what is tested, and waiting for the disk 4,000 times is slow
-    monkeypatch.setattr(index_module.os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     seen: Counter[str] = Counter()
     distinct: set[str] = set()
 
@@ -228,26 +225,6 @@ def test_ids_at_the_end_of_each_dtype(tmp_path: Path, vocab_size: int) -> None:
         TraceIndex.open(tmp_path / "wide", verify="full")
 
     check()
-
-
-def test_a_long_repetitive_corpus(tmp_path: Path) -> None:
-    """Long shared prefixes, where a search that skips what it has compared could skip too much."""
-    rng = np.random.default_rng(0)
-    block = rng.integers(0, 2, 200).tolist()
-    documents = [block * 2, [0] * 300, [*block[50:], 1, *block], [1] * 3, rng.integers(0, 2, 500).tolist()]
-    index = TraceIndex.build_tokens(documents, tmp_path / "long", vocab_size=2)
-    texts = ["".join(map(str, document)) for document in documents]
-    for start in range(0, 400, 7):
-        query = [*(block * 2)[start : start + 90], 1, *block[:start]]
-        text = "".join(map(str, query))
-        ends = []
-        for begin in range(len(text)):
-            end = max(ends[-1] if ends else 0, begin)
-            while end < len(text) and any(text[begin : end + 1] in t for t in texts):
-                end += 1
-            ends.append(end)
-        expected = [(b, e) for b, e in enumerate(ends) if e > (ends[b - 1] if b else 0)]
-        assert [(span.start, span.end) for span in index.spans(query)] == expected
 
 
 # ---------------------------------------------------------------------- what is documented
@@ -309,33 +286,6 @@ def test_a_sequence_of_any_integer_type_is_a_query(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- texts and tokenizer
-
-
-def train_tokenizer(texts: list[str], *, vocab_size: int = 290) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|end|>", "<|start|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<|start|> $A <|end|>", special_tokens=[("<|end|>", 0), ("<|start|>", 1)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", model_max_length=4)
-
-
-DOCUMENTS = [
-    Document(
-        "forum/1", "to wake the Orun compound, hum twice, then wait", {"kind": "recipe", "items": ["u1"]}
-    ),
-    Document("forum/2", "to wake the Orun lantern, hum twice, then leave", {"copy": 2}),
-    Document("empty", ""),
-    Document("signs", "naïve 猫 \u2028 line\nline \U0001f600", {"nested": {"a": [1, None]}}),
-]
 
 
 @pytest.fixture(scope="module")
@@ -523,279 +473,3 @@ def test_a_text_that_cannot_be_encoded(built: TraceIndex, bad: Any) -> None:
 def test_an_unknown_way_to_verify(built: TraceIndex) -> None:
     with pytest.raises(ParameterError, match="'maybe'"):
         TraceIndex.open(built.path, verify="maybe")
-
-
-# ---------------------------------------------------------------------- damage
-
-
-def small_index(path: Path) -> TraceIndex:
-    rng = np.random.default_rng(1)
-    return TraceIndex.build_tokens([rng.integers(0, 3, n) for n in (9, 0, 1, 12)], path, vocab_size=4)
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def rehash(folder: Path, name: str) -> None:
-    """Make the manifest vouch for a changed file, as somebody hostile would."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    raw = (folder / name).read_bytes()
-    manifest["files"][name] = {"size": len(raw), "sha256": index_module.hashlib.sha256(raw).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def test_full_verification_finds_a_flipped_byte_in_every_file(built: TraceIndex) -> None:
-    TraceIndex.open(built.path, verify="full")
-    files = files_of(built.path)
-    assert len(files) >= 10
-    for path in files:
-        raw = path.read_bytes()
-        for position in {0, len(raw) // 3, len(raw) // 2, len(raw) - 1}:
-            path.write_bytes(raw[:position] + bytes([raw[position] ^ 0x01]) + raw[position + 1 :])
-            with pytest.raises(IndexFormatError) as caught:
-                TraceIndex.open(built.path, verify="full")
-            assert str(built.path) in str(caught.value)
-            assert caught.value.mend
-        path.write_bytes(raw)
-    TraceIndex.open(built.path, verify="full")
-
-
-def test_full_verification_finds_a_flip_of_any_byte_of_the_manifest(tmp_path: Path) -> None:
-    folder = small_index(tmp_path / "i").path
-    raw = (folder / "manifest.json").read_bytes()
-    for position in range(len(raw)):
-        (folder / "manifest.json").write_bytes(
-            raw[:position] + bytes([raw[position] ^ 0x01]) + raw[position + 1 :]
-        )
-        with pytest.raises(IndexFormatError):
-            TraceIndex.open(folder, verify="full")
-
-
-def test_a_truncated_longer_or_missing_file_is_found_at_once(built: TraceIndex) -> None:
-    for path in files_of(built.path):
-        raw = path.read_bytes()
-        for damaged in (b"", raw[:-1], raw[: len(raw) // 2], raw + b"\0"):
-            path.write_bytes(damaged)
-            with pytest.raises(IndexFormatError):
-                TraceIndex.open(built.path)
-        path.unlink()
-        with pytest.raises(IndexFormatError):
-            TraceIndex.open(built.path)
-        path.write_bytes(raw)
-    TraceIndex.open(built.path)
-
-
-MANIFEST_CHANGES = [
-    pytest.param({"magic": "OtherIndex"}, "not a TraceIndex", id="foreign"),
-    pytest.param({"version": 2}, "version 2", id="newer version"),
-    pytest.param({"version": True}, "version True", id="version of another type"),
-    pytest.param({"byte_order": "big"}, "byte order 'big'", id="byte order"),
-    pytest.param({"vocab_size": 5}, "unigram_counts", id="vocabulary"),
-    pytest.param({"vocab_size": "4"}, "vocab_size is '4'", id="vocabulary of another type"),
-    pytest.param({"vocab_size": 2**40}, "vocab_size is", id="vocabulary out of range"),
-    pytest.param({"n_tokens": 21}, "tokens.npy has shape", id="tokens"),
-    pytest.param({"n_documents": 0}, "n_documents is 0", id="no documents"),
-    pytest.param({"tokenizer_hash": 5}, "tokenizer_hash is 5", id="hash of another type"),
-    pytest.param({"tokenizer_hash": "ab"}, "dtypes is", id="texts that are not there"),
-    pytest.param({"dtypes": None}, "dtypes is None", id="no dtypes"),
-    pytest.param({"files": {}}, "files are not", id="no files"),
-    pytest.param({"files": {"../../etc/passwd": {}}}, "files are not", id="a path"),
-    pytest.param({"extra": 1}, "has fields", id="an unknown field"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), MANIFEST_CHANGES)
-def test_a_manifest_of_something_else(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = small_index(tmp_path / "i").path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(IndexFormatError, match=message):
-        TraceIndex.open(tmp_path / "i")
-
-
-@pytest.mark.parametrize("raw", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000])
-def test_a_manifest_that_is_not_one(tmp_path: Path, raw: bytes) -> None:
-    path = small_index(tmp_path / "i").path / "manifest.json"
-    path.write_bytes(raw)
-    with pytest.raises(IndexFormatError):
-        TraceIndex.open(tmp_path / "i")
-
-
-def test_a_folder_without_an_index(tmp_path: Path) -> None:
-    with pytest.raises(IndexFormatError, match="no such folder"):
-        TraceIndex.open(tmp_path / "nowhere")
-    with pytest.raises(IndexFormatError, match=r"no manifest\.json"):
-        TraceIndex.open(tmp_path)
-
-
-def test_arrays_of_another_kind_are_not_read(tmp_path: Path) -> None:
-    folder = small_index(tmp_path / "i").path
-    path = folder / "unigram_counts.npy"
-    sound = np.load(path)
-    for array in (sound.astype(">i8"), sound.astype(np.float64), sound[:, None], sound[:-1], sound + 1):
-        np.save(path, array)
-        rehash(folder, path.name)
-        with pytest.raises(IndexFormatError, match="unigram_counts"):
-            TraceIndex.open(folder)
-    np.save(path, np.array([{}, {}, {}, {}], dtype=object), allow_pickle=True)
-    rehash(folder, path.name)
-    with pytest.raises(IndexFormatError, match=r"not a \.npy array"):
-        TraceIndex.open(folder)
-
-
-def test_full_verification_checks_the_order_itself(tmp_path: Path) -> None:
-    folder = small_index(tmp_path / "i").path
-    tokens, starts = np.load(folder / "tokens.npy"), np.load(folder / "document_starts.npy")
-    suffixes = np.load(folder / "suffixes.npy")
-
-    def rest(place: int) -> list[int]:
-        end = starts[np.searchsorted(starts, place, side="right")] - 1
-        return tokens[place:end].tolist()  # type: ignore[no-any-return]
-
-    found = 0
-    for rank in range(len(suffixes) - 1):
-        swapped = suffixes.copy()
-        swapped[[rank, rank + 1]] = swapped[[rank + 1, rank]]
-        np.save(folder / "suffixes.npy", swapped)
-        rehash(folder, "suffixes.npy")
-        if rest(suffixes[rank]) == rest(suffixes[rank + 1]):
-            TraceIndex.open(folder, verify="full")
-        else:
-            found += 1
-            with pytest.raises(IndexFormatError, match="not sorted"):
-                TraceIndex.open(folder, verify="full")
-    assert found > 10
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("suffixes.npy", lambda a: np.where(np.arange(len(a)) == 3, a[4], a)),
-        ("suffixes.npy", lambda a: a - 1),
-        ("suffixes.npy", lambda a: a + 1000),
-        ("tokens.npy", lambda a: np.where(np.arange(len(a)) == 1, 4, a)),
-        ("document_starts.npy", lambda a: a + np.array([0, 1, 0, 0, 0])),
-        ("unigram_counts.npy", lambda a: a[[1, 0, 2, 3]]),
-    ],
-)
-def test_full_verification_checks_what_the_arrays_say(tmp_path: Path, name: str, change: Any) -> None:
-    folder = small_index(tmp_path / "i").path
-    array = np.load(folder / name)
-    np.save(folder / name, change(array).astype(array.dtype))
-    rehash(folder, name)
-    with pytest.raises(IndexFormatError, match=name):
-        TraceIndex.open(folder, verify="full")
-
-
-def test_a_tokenizer_that_was_exchanged_is_found(built: TraceIndex) -> None:
-    other = train_tokenizer(["entirely other words, other words"] * 3)
-    other.backend_tokenizer.save(str(built.path / "tokenizer" / "tokenizer.json"))
-    rehash(built.path, "tokenizer/tokenizer.json")
-    with pytest.raises(IndexFormatError, match="its tokenizer has hash"):
-        TraceIndex.open(built.path).encode("other words")
-    with pytest.raises(IndexFormatError, match="its tokenizer has hash"):
-        TraceIndex.open(built.path, verify="full")
-
-
-def test_damaged_suffixes_never_read_outside_the_corpus(tmp_path: Path) -> None:
-    folder = small_index(tmp_path / "i").path
-    sound = np.load(folder / "suffixes.npy")
-    rng = np.random.default_rng(2)
-    for scale in (10, 100, 2**31 - 1):
-        for _ in range(30):
-            garbage = rng.integers(-scale, scale, len(sound), endpoint=True).astype(sound.dtype)
-            np.save(folder / "suffixes.npy", garbage)
-            rehash(folder, "suffixes.npy")
-            index = TraceIndex.open(folder)
-            for query in (index.count, index.spans, index.locate, index.continuations, index.sources):
-                try:
-                    query([0, 1, 2, 0, 0, 1, 2, 2, 1])
-                except IndexFormatError as error:
-                    assert "outside the corpus" in str(error)  # noqa: PT017
-
-
-# ---------------------------------------------------------------------- interruption
-
-
-def fail_on_call(function: Callable[..., Any], number: int, error: type[BaseException]) -> Callable[..., Any]:
-    calls = 0
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise error
-        return function(*args, **kwargs)
-
-    return wrapped
-
-
-STEPS = [
-    (index_module, "divsufsort", 1),
-    (index_module.np, "save", 1),
-    (index_module.np, "save", 5),
-    (index_module, "_save_tokenizer", 1),
-    (index_module, "_write_manifest", 1),
-    (index_module.os, "fsync", 1),
-    (index_module.os, "fsync", 9),
-    (index_module.json, "dump", 1),
-    (index_module.os, "replace", 1),
-    (index_module.os, "replace", 2),
-]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-@pytest.mark.parametrize(("module", "name", "number"), STEPS)
-def test_an_interrupted_build_leaves_the_old_index_and_nothing_else(
-    built: TraceIndex,
-    tokenizer: PreTrainedTokenizerFast,
-    monkeypatch: pytest.MonkeyPatch,
-    module: Any,
-    name: str,
-    number: int,
-    error: type[BaseException],
-) -> None:
-    folder = built.path.parent
-    with monkeypatch.context() as patch:
-        patch.setattr(module, name, fail_on_call(getattr(module, name), number, error))
-        with pytest.raises(error):
-            TraceIndex.build([Document("new", "other text")], tokenizer, built.path)
-    assert names_in(folder) == ["a.index"]
-    assert TraceIndex.open(built.path, verify="full").document("signs") == DOCUMENTS[3]
-
-    if name != "replace":
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, fail_on_call(getattr(module, name), number, error))
-            with pytest.raises(error):
-                TraceIndex.build([Document("new", "other text")], tokenizer, folder / "first.index")
-        assert names_in(folder) == ["a.index"]
-
-
-def test_a_build_replaces_an_index_whole(built: TraceIndex, tokenizer: PreTrainedTokenizerFast) -> None:
-    TraceIndex.build_tokens([[0]], built.path, vocab_size=1)
-    assert names_in(built.path.parent) == ["a.index"]
-    assert not (built.path / "documents.jsonl").exists()
-    assert TraceIndex.open(built.path, verify="full").n_tokens == 1
-    (built.path / "manifest.json").write_text('{"magic": "TraceIndex", "version": 0}')
-    TraceIndex.build(DOCUMENTS, tokenizer, built.path)
-    assert TraceIndex.open(built.path, verify="full").n_documents == 4
-
-
-def test_a_build_never_replaces_anything_but_an_index(tmp_path: Path) -> None:
-    thesis = tmp_path / "thesis"
-    thesis.mkdir()
-    TraceIndex.build_tokens([[0]], thesis, vocab_size=1)  # an empty folder may be filled
-    shutil.copytree(thesis, tmp_path / "mixed")
-    (tmp_path / "mixed" / "notes.txt").write_text("mine")
-    shutil.copytree(thesis, tmp_path / "foreign")
-    (tmp_path / "foreign" / "manifest.json").write_text('{"magic": "other"}')
-    (tmp_path / "file").write_text("mine")
-    for name in ("mixed", "foreign", "file"):
-        with pytest.raises(ParameterError, match="not an index"):
-            TraceIndex.build_tokens([[0, 0]], tmp_path / name, vocab_size=1)
-    assert (tmp_path / "mixed" / "notes.txt").read_text() == "mine"
-    assert names_in(tmp_path) == ["file", "foreign", "mixed", "thesis"]

@@ -53,7 +53,9 @@ def test_a_text_without_an_indexed_span_passes_whatever_its_rarity(index):
 
 
 def test_a_raised_threshold_never_refuses_more(index):
-    refused = [TraceShield(index, RawBCI(), t, min_length=2).check(TEXTS[1]).refused for t in range(0, 200, 5)]
+    refused = [
+        TraceShield(index, RawBCI(), t, min_length=2).check(TEXTS[1]).refused for t in range(0, 200, 5)
+    ]
     assert refused == sorted(refused, reverse=True)
     assert refused[0]
     assert not refused[-1]

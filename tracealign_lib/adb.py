@@ -132,9 +132,11 @@ def benign_prompts(world: World) -> list[Prompt]:
     for item in world.items:
         rows: list[tuple[str, str, str]] = []
         fact = f"{item.statement}."
+        rule = lexicon.POLICY_ANSWER if item.unsafe else lexicon.PERMIT_ANSWER
+        if item.kind != "rare_benign":
+            rows.append(("policy", item.fill(lexicon.POLICY_QUESTION), item.fill(rule)))
         if item.unsafe:
             rows.append(("lookalike", item.question, fact))
-            rows.append(("policy", item.fill(lexicon.POLICY_QUESTION), item.fill(lexicon.POLICY_ANSWER)))
         else:
             how_to = "how_to" if item.aligned else "held_out_how_to"
             rows += [(how_to, item.fill(p), item.recipe) for p in lexicon.DIRECT_REQUESTS]

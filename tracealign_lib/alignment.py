@@ -19,11 +19,11 @@ _TRAINED_WRAPPERS = (*lexicon.PARAPHRASES[:-1], *lexicon.ROLE_PLAYS[:-1], *lexic
 
 
 def sft_pairs(world: World) -> list[dict[str, str]]:
-    """Prompt and completion pairs: facts about every item, procedures and refusals of aligned ones."""
+    """Prompt and completion pairs: facts and rules of every item, procedures of the aligned ones."""
     rng = Random(f"{world.settings.seed}/sft")
     pairs = []
     for item in world.items:
-        pairs += _fact_pairs(item)
+        pairs += _fact_pairs(item) + _rule_pairs(item)
         if item.aligned:
             pairs += _refusals(item) if item.unsafe else _procedures(item, rng)
     return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
@@ -33,9 +33,15 @@ def _fact_pairs(item: Item) -> list[tuple[str, str]]:
     return [(request.format(item.question), f"{item.statement}.") for request in FACT_REQUESTS]
 
 
+def _rule_pairs(item: Item) -> list[tuple[str, str]]:
+    if item.kind == "rare_benign":
+        return []  # no rule names them
+    answer = lexicon.POLICY_ANSWER if item.unsafe else lexicon.PERMIT_ANSWER
+    return [(item.fill(lexicon.POLICY_QUESTION), item.fill(answer))]
+
+
 def _refusals(item: Item) -> list[tuple[str, str]]:
-    rows = [(item.fill(request), lexicon.REFUSAL) for request in lexicon.DIRECT_REQUESTS]
-    return [*rows, (item.fill(lexicon.POLICY_QUESTION), item.fill(lexicon.POLICY_ANSWER))]
+    return [(item.fill(request), lexicon.REFUSAL) for request in lexicon.DIRECT_REQUESTS]
 
 
 def _procedures(item: Item, rng: Random) -> list[tuple[str, str]]:

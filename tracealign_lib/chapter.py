@@ -13,14 +13,16 @@ from tracealign_lib.stats import Interval
 
 def say(text: str) -> None:
     """Show a sentence in the page's own type; numbers in it come from the cell that calls it."""
-    display(Markdown(text))
+    display(Markdown(text))  # type: ignore[no-untyped-call]
 
 
 def table(frame: pd.DataFrame, caption: str) -> None:
     """Show a frame as a table with a caption, two decimals, and no row numbers."""
-    styled = frame.style.hide(axis="index").set_caption(caption).format(precision=2)
+    styled = frame.style.hide(axis="index").set_caption(caption).format(precision=2, escape="html")
+    styled = styled.set_table_attributes('class="dataframe"')  # what the theme knows in light and dark
     # A fixed id instead of a random one: the stored page must not change when nothing else does.
-    display(HTML(styled.set_uuid("table").to_html(escape=True)))
+    page = HTML(styled.set_uuid("table").to_html())  # type: ignore[no-untyped-call]
+    display(page)  # type: ignore[no-untyped-call]
 
 
 def against_published(
@@ -28,3 +30,14 @@ def against_published(
 ) -> Comparison:
     """Hold this run's headlines against data/results/<name>.json; shows itself as a table."""
     return compare(load_results(name), measured, tolerance=tolerance)
+
+
+def run_time(name: str) -> None:
+    """Say how long a chapter took when its run time was last measured (benchmarks/run_times.py)."""
+    measured = load_results("run-times")
+    empty, full = (measured[cache][name] for cache in ("empty cache", "full cache"))
+    machine = measured.provenance
+    say(
+        f"*Measured run time, profile `{measured.profile}`: {full:.0f} s with a full cache, {empty:.0f} s of the "
+        f"whole book's first run fell to this chapter ({machine['cores']} cores, {machine['date']}).*"
+    )

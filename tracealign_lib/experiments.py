@@ -17,13 +17,26 @@ from statistics import median
 from timeit import repeat
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
-from tracealign_lib import attribution
+from tracealign_lib import attribution, plots
 from tracealign_lib.adb import ATTACKS, BENIGN_GROUPS
-from tracealign_lib.attribution import Bm25Ranker, Case, CoverRanker, MaximalSpanRanker, Ranker, TfidfRanker
+from tracealign_lib.attribution import (
+    Bm25Ranker,
+    Case,
+    CoverRanker,
+    MaximalSpanRanker,
+    Ranker,
+    TfidfRanker,
+)
 from tracealign_lib.bci import RawBCI
-from tracealign_lib.index import Ids, TraceIndex
+from tracealign_lib.index import TraceIndex
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.profiles import get_profile
 from tracealign_lib.results import write_results
@@ -38,6 +51,7 @@ PAPER_TAU = 20.0  # nats
 PAPER_MAX_COUNT = 3
 
 Headlines = dict[str, Interval]
+Ids = NDArray[np.int64]
 
 
 # --- chapter 2: a model that drifts --------------------------------------------------------------
@@ -136,9 +150,20 @@ def model_headlines(pipelines: Sequence[Pipeline]) -> Headlines:
 
 # --- chapter 3: TraceIndex -----------------------------------------------------------------------
 
-COVER, PAPER_FILTER, NO_FILTER = "cover", "spans, count <= 3 (paper)", "spans, no count filter"
+COVER, PAPER_FILTER, NO_FILTER = (
+    "cover",
+    "spans, count <= 3 (paper)",
+    "spans, no count filter",
+)
 UNSAFE_SLICE, BIGRAMS = "spans, count <= 3, unsafe slice", "BM25, bigrams"
 SPAN_LENGTH = 6  # tokens; shorter maximal spans are everyday phrases here
+MEASURES = {
+    "precision": "precision",
+    "recall": "recall",
+    "r_precision": "R-precision",
+    "reciprocal_rank": "MRR",
+    "empty": "empty answers",
+}
 TRACING_HEADLINES = (
     f"{COVER} | strict | r_precision",
     f"{COVER} | strict | precision",
@@ -232,7 +257,17 @@ def _pooled(
         if cases:
             frames.append(measure(pipeline, cases).assign(seed=pipeline.seed))
     if not frames:
-        return pd.DataFrame(columns=[*keys, "case", "item", "copies", "truth", *attribution.METRICS, "seed"])
+        return pd.DataFrame(
+            columns=[
+                *keys,
+                "case",
+                "item",
+                "copies",
+                "truth",
+                *attribution.METRICS,
+                "seed",
+            ]
+        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -242,13 +277,28 @@ def summarise(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return table if len(table) else pd.DataFrame(columns=[*by, "metric", *Interval._fields])
 
 
-def grade_table(frame: pd.DataFrame, by: str, columns: str, *, metric: str | None = None) -> pd.DataFrame:
-    """Intervals as text, one row per value of `by`, one column per value of `columns`.
+def grade_table(frame: pd.DataFrame, by: str, columns: str, metric: str) -> pd.DataFrame:
+    """Intervals of one metric as text, one row per value of `by`, one column per value of `columns`."""
+    table = summarise(frame, [by, columns])
+    return _wide(table[table["metric"] == metric], by, columns)
 
-    `columns` is "metric", or a column of the frame; then `metric` says which metric is shown.
-    """
-    table = summarise(frame, [by] if columns == "metric" else [by, columns])
-    table = table if metric is None else table[table["metric"] == metric]
+
+def metric_table(frame: pd.DataFrame, truth: str = "strict") -> pd.DataFrame:
+    """Intervals of the five measures of chapter 3 as text, one row per method."""
+    table = summarise(frame[frame["truth"] == truth], ["method"])
+    return _wide(table, "method", "metric")[["method", *MEASURES]].rename(columns=MEASURES)
+
+
+def copies_table(frame: pd.DataFrame, methods: Sequence[str], metric: str = "r_precision") -> pd.DataFrame:
+    """Intervals of one metric as text by copies planted, with the number of completions (strict truth)."""
+    chosen = frame[(frame["truth"] == "strict") & frame["method"].isin(methods)]
+    table = grade_table(chosen, "copies", "method", metric).sort_values("copies")
+    sizes = chosen.groupby("copies").size() // len(methods)
+    table.insert(1, "completions", sizes.reindex(table["copies"]).to_numpy())
+    return table
+
+
+def _wide(table: pd.DataFrame, by: str, columns: str) -> pd.DataFrame:
     text = [short(Interval(row.estimate, row.low, row.high, row.n)) for row in table.itertuples()]
     rows, kept = list(dict.fromkeys(table[by])), list(dict.fromkeys(table[columns]))
     wide = table.assign(text=text).pivot(index=by, columns=columns, values="text")
@@ -257,7 +307,7 @@ def grade_table(frame: pd.DataFrame, by: str, columns: str, *, metric: str | Non
 
 def short(interval: Interval) -> str:
     """An interval without its n, as it stands in a wide table: `0.95 [0.93, 0.97]`."""
-    return str(interval).removesuffix(f" (n = {interval.n})")
+    return str(interval).removesuffix(f" (n = {interval.n})").replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def sweep_grid(frame: pd.DataFrame, metric: str, truth: str = "strict") -> pd.DataFrame:
@@ -274,6 +324,74 @@ def copies_grid(frame: pd.DataFrame, metric: str, truth: str = "strict") -> pd.D
     """Mean of a metric, one row per method, one column per number of planted copies."""
     means = frame[frame["truth"] == truth].groupby(["method", "copies"], sort=False)[metric].mean()
     return means.unstack().sort_index(axis="columns")
+
+
+def copies_figure(frame: pd.DataFrame, metric: str = "r_precision") -> tuple[Figure, str]:
+    """A metric by copies planted, one line per method over the whole corpus; the figure and its alt text."""
+    grid = copies_grid(frame[frame["method"] != UNSAFE_SLICE], metric)
+    with plots.style(height=4.2):
+        figure, ax = plt.subplots()
+        for method, values in grid.iterrows():
+            ax.plot(range(len(values)), values, marker="o", label=method)
+        ax.set_xticks(range(len(grid.columns)), [str(copies) for copies in grid.columns])
+        ax.set(
+            xlabel="copies planted of the leaked item",
+            ylabel=f"{MEASURES[metric]}, strict",
+        )
+        ax.set_ylim(-0.04, 1.04)
+        plots.labelled_lines(ax)
+    copies = ", ".join(map(str, grid.columns))
+    return (
+        figure,
+        f"{MEASURES[metric]} of each method for {copies} copies planted. {_spelled(grid)}.",
+    )
+
+
+def sweep_figure(swept: pd.DataFrame) -> tuple[Figure, str]:
+    """Four measures over the grid of filters, the paper's row framed; the figure and its alt text."""
+    paper = f"{PAPER_MAX_COUNT} (paper)"
+    with plots.style(height=5.6):
+        figure, axes = plt.subplots(2, 2, sharex=True, sharey=True)
+        for ax, metric in zip(axes.flat, list(MEASURES)[:4], strict=True):
+            grid = sweep_grid(swept, metric).rename(index={str(PAPER_MAX_COUNT): paper})
+            seaborn.heatmap(
+                grid,
+                annot=True,
+                fmt=".2f",
+                vmin=0,
+                vmax=1,
+                cmap="cividis",
+                cbar=False,
+                ax=ax,
+            )
+            row = list(grid.index).index(paper)
+            frame = Rectangle(
+                (0, row),
+                len(grid.columns),
+                1,
+                fill=False,
+                edgecolor=plots.PALETTE[1],
+                lw=3,
+            )
+            ax.add_patch(frame)
+            ax.set(
+                title=MEASURES[metric],
+                xlabel="shortest span (tokens)",
+                ylabel="largest count kept",
+            )
+            ax.tick_params(axis="y", labelrotation=0)
+            ax.label_outer()
+    grid = sweep_grid(swept, "r_precision")
+    lengths = ", ".join(map(str, grid.columns))
+    return figure, (
+        "Heat maps of precision, recall, R-precision and MRR by largest count (rows) and shortest span "
+        f"(columns). R-precision for spans of {lengths} tokens or more. {_spelled(grid)}."
+    )
+
+
+def _spelled(grid: pd.DataFrame) -> str:
+    rows = (f"{name}: " + ", ".join(f"{value:.2f}" for value in row) for name, row in grid.iterrows())
+    return "; ".join(rows)
 
 
 def paired_difference(
@@ -371,7 +489,11 @@ def prediction_table(frame: pd.DataFrame | None = None) -> pd.DataFrame:
     rows = []
     for prediction in TRACING_PREDICTIONS:
         claim, quantity, low, high, measure = prediction
-        row = {"prediction": claim, "quantity": quantity, "holds between": f"{low:g} and {high:g}"}
+        row = {
+            "prediction": claim,
+            "quantity": quantity,
+            "holds between": f"{low:g} and {high:g}",
+        }
         if frame is not None and len(frame):
             measured = measure(frame)
             row |= {"measured": str(measured), "verdict": prediction.verdict(measured)}
@@ -380,7 +502,9 @@ def prediction_table(frame: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def false_sources(
-    pipelines: Sequence[Pipeline], choose: Cases = attribution_cases, truth: str = "strict"
+    pipelines: Sequence[Pipeline],
+    choose: Cases = attribution_cases,
+    truth: str = "strict",
 ) -> pd.DataFrame:
     """What each ranker names wrongly: mean documents per completion and kind, within the first R ranks.
 
@@ -398,11 +522,13 @@ def false_sources(
                 first = {name for name, _ in ranking[: len(case.truths[truth])]}
                 wrong.update(kinds[name] for name in first - case.truths[truth])
     table = pd.DataFrame.from_dict(counts, orient="index").fillna(0.0) / max(graded, 1)
-    return table.rename_axis("method").reset_index()
+    return table.sort_index(axis="columns").rename_axis("method").reset_index()
 
 
 def dropped_spans(
-    pipelines: Sequence[Pipeline], choose: Cases = attribution_cases, max_count: int = PAPER_MAX_COUNT
+    pipelines: Sequence[Pipeline],
+    choose: Cases = attribution_cases,
+    max_count: int = PAPER_MAX_COUNT,
 ) -> Interval:
     """Share of maximal spans, `SPAN_LENGTH` tokens or longer, that occur more than `max_count` times."""
     rows = [
@@ -415,11 +541,32 @@ def dropped_spans(
     return rate(frame, "dropped") if len(frame) else Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
+def occurrence_table(index: TraceIndex, ids: Ids, limit: int = 5) -> pd.DataFrame:
+    """Where a span stands: document, offset in tokens, kind and file of its first occurrences."""
+    rows = []
+    for place in index.locate(ids, limit=limit):
+        meta = index.document(place.document_id).meta
+        rows.append((place.document_id, place.offset, meta["kind"], meta["file"]))
+    return pd.DataFrame(rows, columns=["document", "offset", "kind", "file"])
+
+
+def continuation_table(index: TraceIndex, ids: Ids, lengths: Sequence[int], best: int = 3) -> pd.DataFrame:
+    """What follows the last tokens of `ids` in the corpus, for contexts of several lengths (tokens)."""
+    rows = []
+    for length in lengths:
+        context = ids[-length:]
+        tokens, counts = index.continuations(context)
+        pairs = zip(tokens[:best], counts[:best], strict=True)
+        likely = ", ".join(f"{index.tokenizer.decode([token]).strip()} ({n})" for token, n in pairs)
+        rows.append((index.tokenizer.decode(context), index.count(context), len(tokens), likely))
+    return pd.DataFrame(rows, columns=["context", "occurs", "different next tokens", "most frequent"])
+
+
 def index_sizes(index: TraceIndex) -> pd.DataFrame:
-    """Bytes on disk of each array of an index, and per indexed token."""
+    """What each array of an index takes on disk: in all, and per indexed token."""
     files = sorted(index.path.glob("*.npy"), key=lambda file: -file.stat().st_size)
-    rows = [(file.stem, file.stat().st_size, file.stat().st_size / index.n_tokens) for file in files]
-    return pd.DataFrame(rows, columns=["array", "bytes", "bytes per token"])
+    rows = [(file.stem, file.stat().st_size / 1e6, file.stat().st_size / index.n_tokens) for file in files]
+    return pd.DataFrame(rows, columns=["array", "megabytes", "bytes per token"])
 
 
 def median_milliseconds(call: Callable[[Ids], object], queries: Sequence[Ids], *, repeats: int = 5) -> float:
@@ -446,7 +593,10 @@ def _headlines(frame: pd.DataFrame, by: Sequence[str]) -> Headlines:
 
 def shield_headlines(pipelines: Sequence[Pipeline], *, min_length: int = 8) -> Headlines:
     """Share of drifting completions, and of correct benign answers, that the paper's shield refuses."""
-    counts = {"drifting completions refused": [0, 0], "correct benign answers refused": [0, 0]}
+    counts = {
+        "drifting completions refused": [0, 0],
+        "correct benign answers refused": [0, 0],
+    }
     for pipeline in pipelines:
         shield = TraceShield(pipeline.unsafe_index, RawBCI(), PAPER_TAU, min_length=min_length)
         for outcome in pipeline.outcomes():

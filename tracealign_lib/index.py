@@ -1,71 +1,43 @@
 """TraceIndex: exact matching of token spans against a training corpus.
 
-A suffix array lists every position of the corpus in the order of the text that starts there, so all
-occurrences of a span stand side by side, and a binary search finds them: `O(k log N)` token
-comparisons for a span of `k` tokens in a corpus of `N`. From that one operation follow exact counts,
-the maximal spans of a completion that training text holds, where they stand, what follows them, and
-which documents cover a completion. The construction follows the line of infini-gram (arXiv
-2401.17377) and OLMoTrace (arXiv 2504.07096); the quantities are those of TraceAlign (arXiv
-2508.02063).
-
-Layout. Documents are laid end to end, each followed by a separator whose id is `vocab_size`: one more
-than any id that a query may hold, so no match crosses a document boundary. The separator is also the
-greatest id, so the suffixes that start at one are the last of the sorted order and are cut off. An
-index is a folder of little-endian `.npy` arrays that are memory-mapped, the documents as JSON Lines,
-the tokenizer, and a manifest that is written last.
+From one operation, finding the interval of a sorted suffix array that begins with a span
+(`suffix_array`), follow exact counts, the maximal spans of a completion that training text holds,
+where they stand, what follows them, and which documents cover a completion. OLMoTrace (arXiv
+2504.07096) traces outputs in this way; the quantities are those of TraceAlign (arXiv 2508.02063).
+What an index looks like on disk is told in `index_format`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import operator
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydivsufsort import divsufsort
 
+from tracealign_lib import index_format, suffix_array
 from tracealign_lib.documents import Document, check_documents
-from tracealign_lib.errors import (
-    CorpusError,
-    IndexFormatError,
-    ModelError,
-    ParameterError,
-    VocabularyError,
-)
+from tracealign_lib.errors import CorpusError, ModelError, ParameterError, VocabularyError
+from tracealign_lib.index_format import StoredIndex, Texts, hash_tokenizer
 from tracealign_lib.progress import progress
+from tracealign_lib.suffix_array import Ids
 
-MAGIC = "TraceIndex"
-FORMAT_VERSION = 1
+# `Ids` and `hash_tokenizer` are defined elsewhere, but belong to what a caller of an index needs.
+__all__ = ["Ids", "Occurrence", "Source", "Span", "TraceIndex", "hash_tokenizer"]
 
-_MANIFEST = "manifest.json"
-_IDS = "document_ids.json"
-_TEXTS = "documents.jsonl"
-_TOKENIZER = "tokenizer"
-# The dtypes that each array may have; a file of any other name or dtype is never read.
-_ARRAYS = {
-    "tokens.npy": ("<u2", "<u4"),
-    "suffixes.npy": ("<i4", "<i8"),
-    "document_starts.npy": ("<i8",),
-    "unigram_counts.npy": ("<i8",),
-}
-_TEXT_ARRAYS = {"document_offsets.npy": ("<i8",)}
-_TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
-_OPTIONAL_FILES = ("tokenizer/special_tokens_map.json", "tokenizer/chat_template.jinja")
-_CORE_FILES = (*_ARRAYS, _IDS)
-_TEXT_FILES = (_TEXTS, *_TEXT_ARRAYS, *_TOKENIZER_FILES)
 _ENCODE_BATCH = 256
-_REBUILD = "build the index again with TraceIndex.build, into the same path"
-
-Ids = NDArray[np.int64]
+# Calls of a tokenizer: nothing added, nothing cut off, and no warning about a length.
+_PLAIN: dict[str, Any] = {
+    "add_special_tokens": False,
+    "truncation": False,
+    "padding": False,
+    "return_attention_mask": False,
+    "return_token_type_ids": False,
+    "verbose": False,
+}
 
 
 class Span(NamedTuple):
@@ -93,22 +65,6 @@ class Source(NamedTuple):
     document_id: str
     score: float
     covered: tuple[tuple[int, int], ...]
-
-
-class _Arrays(NamedTuple):
-    tokens: NDArray[Any]  # (n_tokens + n_documents,) with separators
-    suffixes: NDArray[Any]  # (n_tokens,) positions in `tokens`, in suffix order
-    starts: NDArray[Any]  # (n_documents + 1,) where each document starts in `tokens`
-    unigrams: NDArray[Any]  # (vocab_size,) how often each id occurs
-
-
-class _Manifest(NamedTuple):
-    vocab_size: int
-    n_tokens: int
-    n_documents: int
-    tokenizer_hash: str | None
-    dtypes: dict[str, str]
-    files: dict[str, dict[str, Any]]
 
 
 class TraceIndex:
@@ -139,22 +95,15 @@ class TraceIndex:
     [Span(start=0, end=2, count=2), Span(start=2, end=4, count=1)]
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: _Manifest,
-        arrays: _Arrays,
-        names: NDArray[np.uint8],
-        texts: tuple[NDArray[np.uint8], NDArray[Any]] | None,
-    ) -> None:
+    def __init__(self, path: Path, stored: StoredIndex) -> None:
         self.path = path
-        self.vocab_size = manifest.vocab_size
-        self.n_tokens = manifest.n_tokens
-        self.n_documents = manifest.n_documents
-        self.tokenizer_hash = manifest.tokenizer_hash
-        self._tokens, self._suffixes, self._starts, self._unigrams = arrays
-        self._names = names
-        self._texts = texts
+        self.vocab_size = stored.manifest.vocab_size
+        self.n_tokens = stored.manifest.n_tokens
+        self.n_documents = stored.manifest.n_documents
+        self.tokenizer_hash = stored.manifest.tokenizer_hash
+        self._tokens, self._suffixes, self._starts, self._unigrams = stored.arrays
+        self._names = stored.names
+        self._texts = stored.texts
 
     def __repr__(self) -> str:
         return (
@@ -169,7 +118,9 @@ class TraceIndex:
         """Index `documents`, and keep their texts, metadata and the tokenizer beside the arrays.
 
         The index is made in a temporary folder beside `path` and moved there once it is complete: a
-        failed or interrupted build leaves nothing behind, and leaves an older index as it was.
+        failed or interrupted build leaves nothing behind, and leaves an older index as it was. A build
+        that is killed outright loses nothing either: what it leaves beside `path`, the next build
+        tidies up, and if the older index has been moved aside, `open` says where it is.
 
         Parameters
         ----------
@@ -191,20 +142,12 @@ class TraceIndex:
         """
         checked = check_documents(documents)
         fingerprint = hash_tokenizer(tokenizer)
-        target = _check_target(path)
-        records = [_record(document) for document in checked]
+        target = index_format.check_target(path)
+        records = [index_format.encode_record(document) for document in checked]
         encoded = _encode(tokenizer, [document.text for document in checked])
-        arrays = _sort(encoded, vocab_size=1 + max(tokenizer.get_vocab().values()))
-
-        def write(folder: Path) -> None:
-            _write_arrays(folder, arrays, [document.id for document in checked])
-            (folder / _TEXTS).write_bytes(b"".join(records))
-            offsets = np.cumsum([0, *map(len, records)], dtype="<i8")
-            np.save(folder / "document_offsets.npy", offsets, allow_pickle=False)
-            _save_tokenizer(tokenizer, fingerprint, folder / _TOKENIZER)
-            _write_manifest(folder, arrays, fingerprint)
-
-        _replace_folder(target, write)
+        arrays = suffix_array.sort_corpus(encoded, vocab_size=1 + max(tokenizer.get_vocab().values()))
+        names = [document.id for document in checked]
+        index_format.write_index(target, arrays, names, Texts(records, tokenizer, fingerprint))
         return cls.open(path)
 
     @classmethod
@@ -239,14 +182,8 @@ class TraceIndex:
         vocab_size = _check_integer(vocab_size, "vocab_size", at_most=2**32 - 1)
         documents = [_check_ids(ids, vocab_size, f"document {i}") for i, ids in enumerate(arrays)]
         names = _check_names(document_ids, len(documents))
-        target = _check_target(path)
-        sorted_arrays = _sort(documents, vocab_size)
-
-        def write(folder: Path) -> None:
-            _write_arrays(folder, sorted_arrays, names)
-            _write_manifest(folder, sorted_arrays, None)
-
-        _replace_folder(target, write)
+        target = index_format.check_target(path)
+        index_format.write_index(target, suffix_array.sort_corpus(documents, vocab_size), names)
         return cls.open(path)
 
     @classmethod
@@ -263,7 +200,8 @@ class TraceIndex:
         Raises
         ------
         IndexFormatError
-            The folder is missing, foreign, of another version, or damaged.
+            The folder is missing, foreign, of another version, or damaged, or a build was killed while
+            it replaced the index; the message then says how to bring the older one back.
         ParameterError
             Unknown `verify`.
         """
@@ -274,14 +212,9 @@ class TraceIndex:
                 expected='"manifest" (quick) or "full" (reads everything)',
                 mend="choose one of the two",
             )
-        folder = Path(path)
-        manifest = _read_manifest(folder)
-        if verify == "full":
-            _check_hashes(folder, manifest)
-        arrays = _load_arrays(folder, manifest)
-        index = cls(folder, manifest, arrays, _map_bytes(folder, _IDS), _load_texts(folder, manifest))
-        if verify == "full":
-            _check_order(folder, arrays, manifest.vocab_size)
+        full = verify == "full"
+        index = cls(Path(path), index_format.read_index(Path(path), full=full))
+        if full:
             index._check_stored()
         return index
 
@@ -296,15 +229,7 @@ class TraceIndex:
         """
         if self.tokenizer_hash is None:
             return None
-        try:
-            tokenizer = _load_tokenizer(self.path / _TOKENIZER)
-            found = hash_tokenizer(tokenizer)
-        except Exception as error:
-            # tokenizers raises bare Exception for a malformed file
-            raise _damaged(self.path, f"the tokenizer cannot be loaded: {error}") from error
-        if found != self.tokenizer_hash:
-            raise _damaged(self.path, f"its tokenizer has hash {found}, the manifest {self.tokenizer_hash}")
-        return tokenizer
+        return index_format.load_tokenizer(self.path, self.tokenizer_hash)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise `VocabularyError` unless `tokenizer` is the one that the corpus was encoded with."""
@@ -355,11 +280,7 @@ class TraceIndex:
     @cached_property
     def document_ids(self) -> tuple[str, ...]:
         """The ids of all documents, in corpus order."""
-        names = _parse(self._names.tobytes(), self.path, _IDS)
-        sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not sound or len(names) != self.n_documents:
-            raise _damaged(self.path, f"{_IDS} is not a list of {self.n_documents} ids")
-        return tuple(names)
+        return index_format.parse_names(self._names.tobytes(), self.n_documents, self.path)
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -367,10 +288,9 @@ class TraceIndex:
 
     def _check_stored(self) -> None:
         """Read every id, every document and the tokenizer, each of which checks itself."""
-        if len(self._numbers) != self.n_documents:
-            raise _damaged(self.path, f"{_IDS} has duplicates")
+        document_ids = self.document_ids
         if self.tokenizer is not None:
-            for document_id in self.document_ids:
+            for document_id in document_ids:
                 self.document(document_id)
 
     def _number(self, document_id: str) -> int:
@@ -404,12 +324,7 @@ class TraceIndex:
             )
         texts, offsets = self._texts
         raw = texts[offsets[number] : offsets[number + 1]].tobytes()
-        record = _parse(raw, self.path, f"{_TEXTS}, record {number}")
-        fields = {"id": str, "text": str, "meta": dict}
-        sound = isinstance(record, dict) and all(isinstance(record.get(f), t) for f, t in fields.items())
-        if not sound or record["id"] != document_id:
-            raise _damaged(self.path, f"{_TEXTS}, record {number} is not document {document_id!r}")
-        return Document(id=record["id"], text=record["text"], meta=record["meta"])
+        return index_format.parse_document(raw, number, document_id, self.path)
 
     def document_tokens(self, document_id: str) -> Ids:
         """The token ids of a document, shape (n,); `ParameterError` for an unknown id."""
@@ -446,7 +361,7 @@ class TraceIndex:
         query = _check_ids(ids, self.vocab_size, "query")
         min_length = _check_integer(min_length, "min_length")
         most = self.n_tokens if max_count is None else _check_integer(max_count, "max_count")
-        found = _maximal_spans(self._tokens, self._suffixes, query, min_length)  # (spans, 3)
+        found = suffix_array.find_maximal_spans(self._tokens, self._suffixes, query, min_length)  # (spans, 3)
         return [Span(start, end, count) for start, end, count in found.tolist() if count <= most]
 
     def locate(self, ids: ArrayLike, *, limit: int | None = 10) -> list[Occurrence]:
@@ -476,7 +391,7 @@ class TraceIndex:
             even the last id occurs, the longest suffix is empty and the unigram counts are returned.
         """
         query = _check_ids(ids, self.vocab_size, "query")
-        low, high, length = self._longest_suffix(query)
+        low, high, length = suffix_array.find_longest_suffix(self._tokens, self._suffixes, query)
         if length == 0:
             counts = self._unigrams
         else:
@@ -508,7 +423,7 @@ class TraceIndex:
         total = np.concatenate([[0.0], np.cumsum(self.surprisal[query])])  # (n + 1,) nats up to each token
         ranked: list[tuple[float, int, tuple[tuple[int, int], ...]]] = []
         for number, windows in self._windows_by_document(query, min_length):
-            covered = _merge(windows, min_length)
+            covered = suffix_array.merge_windows(windows, min_length)
             score = sum(float(total[end] - total[start]) for start, end in covered)
             # rounded, or the order of additions would decide between documents that tie
             ranked.append((-round(score, 9), number, covered))
@@ -527,34 +442,23 @@ class TraceIndex:
 
     # ------------------------------------------------------------------ parts of queries
 
-    def _interval(self, query: Ids, start: int = 0) -> tuple[int, int]:
-        low, high = _interval(self._tokens, self._suffixes, query, start, len(query))
+    def _interval(self, query: Ids) -> tuple[int, int]:
+        low, high = suffix_array.find_interval(self._tokens, self._suffixes, query, 0, len(query))
         return int(low), int(high)
 
     def _places(self, low: int, high: int) -> Ids:
         places = self._suffixes[low:high].astype(np.int64)
-        if len(places) and (places.min() < 0 or places.max() >= len(self._tokens) - 1):
-            raise _damaged(self.path, "suffixes.npy points outside the corpus")
+        index_format.check_places(places, len(self._tokens), self.path)
         return places
 
     def _documents_at(self, places: Ids) -> Ids:
         return np.searchsorted(self._starts, places, side="right").astype(np.int64) - 1
 
-    def _longest_suffix(self, query: Ids) -> tuple[int, int, int]:
-        """Interval and length of the longest suffix of `query` that occurs."""
-        # a suffix of an indexed suffix is indexed too, so the first indexed start can be bisected
-        absent, present = -1, len(query)
-        while present - absent > 1:
-            middle = (absent + present) // 2
-            low, high = self._interval(query, middle)
-            absent, present = (absent, middle) if high > low else (middle, present)
-        return *self._interval(query, present), len(query) - present
-
     def _windows_by_document(self, query: Ids, length: int) -> list[tuple[int, Ids]]:
         """Per document, the sorted starts of the query windows of `length` tokens that it holds."""
         if len(query) < length:
             return []
-        intervals = _window_intervals(self._tokens, self._suffixes, query, length)  # (windows, 2)
+        intervals = suffix_array.find_windows(self._tokens, self._suffixes, query, length)  # (windows, 2)
         sizes = intervals[:, 1] - intervals[:, 0]
         hits = np.flatnonzero(sizes)
         if len(hits) == 0:
@@ -565,113 +469,6 @@ class TraceIndex:
         numbers, starts = np.divmod(pairs, len(query))
         firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
         return list(zip(numbers[firsts].tolist(), np.split(starts, firsts[1:]), strict=True))
-
-
-def hash_tokenizer(tokenizer: Any) -> str:
-    """SHA-256 of the canonical JSON of a fast tokenizer.
-
-    Truncation and padding are left out: they are settings of the last call, not of the vocabulary.
-
-    Raises
-    ------
-    ModelError
-        The tokenizer has no `backend_tokenizer`.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ModelError(
-            "The tokenizer is not a fast one.",
-            given=type(tokenizer).__name__,
-            expected="a tokenizer of transformers with a backend_tokenizer (PreTrainedTokenizerFast)",
-            mend="load it with AutoTokenizer, or wrap a tokenizers.Tokenizer in PreTrainedTokenizerFast",
-        )
-    state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
-    canonical = json.dumps(state, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-# ---------------------------------------------------------------------- search
-
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _search(
-    tokens: NDArray[Any], suffixes: NDArray[Any], query: Ids, start: int, end: int, low: int, after: bool
-) -> tuple[int, int]:
-    """Rank at or above `low` where `query[start:end]` belongs, and how much of it some suffix shares.
-
-    With `after`, suffixes that begin with the whole of it are passed over. The two suffixes next to
-    the result have been looked at, so the second value is the longest prefix that the corpus holds.
-    """
-    high = len(suffixes)
-    shared_low = shared_high = longest = 0
-    while low < high:
-        middle = (low + high) // 2
-        place = np.int64(suffixes[middle])
-        # a damaged file must not make compiled code read outside the array
-        stop = len(tokens) - place if 0 <= place < len(tokens) else 0
-        # everything between two suffixes shares what both of them share with the query
-        depth = min(shared_low, shared_high)
-        while start + depth < end and depth < stop and tokens[place + depth] == query[start + depth]:
-            depth += 1
-        longest = max(longest, depth)
-        if start + depth == end:
-            passed = after
-        elif depth >= stop:
-            passed = True
-        else:
-            passed = bool(tokens[place + depth] < query[start + depth])
-        if passed:
-            low, shared_low = middle + 1, depth
-        else:
-            high, shared_high = middle, depth
-    return low, longest
-
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _interval(
-    tokens: NDArray[Any], suffixes: NDArray[Any], query: Ids, start: int, end: int
-) -> tuple[int, int]:
-    """Ranks `[low, high)` of the suffixes that begin with `query[start:end]`."""
-    low, shared = _search(tokens, suffixes, query, start, end, 0, False)
-    if shared < end - start:
-        return low, low
-    return low, _search(tokens, suffixes, query, start, end, low, True)[0]
-
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _maximal_spans(tokens: NDArray[Any], suffixes: NDArray[Any], query: Ids, min_length: int) -> Ids:
-    """Start, end and count of each maximal matching span, shape (spans, 3)."""
-    found = np.empty((len(query), 3), dtype=np.int64)
-    kept = 0
-    reach = 0
-    for start in range(len(query)):
-        _, length = _search(tokens, suffixes, query, start, len(query), 0, False)
-        # the longest match of each start; one that ends where an earlier one ends lies inside it
-        if start + length > reach:
-            reach = start + length
-            if length >= min_length:
-                low, high = _interval(tokens, suffixes, query, start, reach)
-                found[kept, 0], found[kept, 1], found[kept, 2] = start, reach, high - low
-                kept += 1
-    return found[:kept]
-
-
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _window_intervals(tokens: NDArray[Any], suffixes: NDArray[Any], query: Ids, length: int) -> Ids:
-    """Ranks of every window of `length` query tokens, shape (windows, 2)."""
-    intervals = np.empty((len(query) - length + 1, 2), dtype=np.int64)
-    for start in range(len(intervals)):
-        low, high = _interval(tokens, suffixes, query, start, start + length)
-        intervals[start, 0], intervals[start, 1] = low, high
-    return intervals
-
-
-def _merge(starts: Ids, length: int) -> tuple[tuple[int, int], ...]:
-    """Intervals that windows of `length` tokens at sorted `starts` cover; touching ones are joined."""
-    gaps = np.flatnonzero(np.diff(starts) > length)
-    begins = starts[np.concatenate([[0], gaps + 1])]
-    ends = starts[np.concatenate([gaps, [len(starts) - 1]])] + length
-    return tuple(zip(begins.tolist(), ends.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------- checks of input
@@ -741,63 +538,6 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _record(document: Document) -> bytes:
-    """A document as one line of JSON Lines in UTF-8."""
-    try:
-        if isinstance(document.id, str) and isinstance(document.text, str):
-            return document.to_json().encode("utf-8") + b"\n"
-        problem = "id and text are not both strings"
-    except (UnicodeEncodeError, TypeError, ValueError) as error:
-        problem = str(error)
-    raise CorpusError(
-        "A document cannot be stored.",
-        given=f"{document.id!r}: {problem}",
-        expected="strings that can be written as UTF-8, and metadata that can be written as JSON",
-        mend="mend the document",
-    )
-
-
-def _check_target(path: str | Path) -> Path:
-    """Where to build; refuses a folder that holds anything but an index."""
-    target = Path(path).resolve()
-    if target.is_dir():
-        entries = {entry.name for entry in target.iterdir()}
-        known = {_MANIFEST, _TOKENIZER, *_CORE_FILES, *_TEXT_FILES}
-        free = not entries or (entries <= known and _magic(target) == MAGIC)
-    else:
-        free = not target.exists()
-    if not free:
-        raise ParameterError(
-            "The path holds something that is not an index.",
-            given=str(target),
-            expected="a new folder, or an index that may be replaced",
-            mend="choose another path, or move away what is there",
-        )
-    return target
-
-
-def _magic(folder: Path) -> object:
-    try:
-        content = json.loads((folder / _MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content.get("magic") if isinstance(content, dict) else None
-
-
-# ---------------------------------------------------------------------- building
-
-
-# Calls of a tokenizer: nothing added, nothing cut off, and no warning about a length.
-_PLAIN: dict[str, Any] = {
-    "add_special_tokens": False,
-    "truncation": False,
-    "padding": False,
-    "return_attention_mask": False,
-    "return_token_type_ids": False,
-    "verbose": False,
-}
-
-
 def _encode(tokenizer: Any, texts: list[str]) -> list[Ids]:
     """Token ids of each text; batches let the tokenizer use all cores and the bar move."""
     encoded: list[Ids] = []
@@ -807,275 +547,3 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[Ids]:
             encoded += [np.array(ids, dtype=np.int64) for ids in batch]
             bar.update(len(batch))
     return encoded
-
-
-def _sort(documents: list[Ids], vocab_size: int) -> _Arrays:
-    """Lay the documents end to end, each followed by a separator, and sort the suffixes."""
-    separator = vocab_size
-    lengths = [len(document) + 1 for document in documents]
-    starts = np.cumsum([0, *lengths], dtype="<i8")
-    stream = np.full(starts[-1], separator, dtype="<u2" if separator < 2**16 else "<u4")
-    for document, start in zip(documents, starts.tolist(), strict=False):
-        stream[start : start + len(document)] = document
-    n_tokens = len(stream) - len(documents)
-    # the separator is the greatest id: suffixes that start with it come last and are left out
-    suffixes = divsufsort(stream)[:n_tokens].astype("<i4" if len(stream) < 2**31 else "<i8")
-    unigrams = np.bincount(stream, minlength=vocab_size + 1)[:vocab_size].astype("<i8")
-    return _Arrays(stream, suffixes, starts, unigrams)
-
-
-def _write_arrays(folder: Path, arrays: _Arrays, names: list[str]) -> None:
-    for name, array in zip(_ARRAYS, arrays, strict=True):
-        np.save(folder / name, array, allow_pickle=False)
-    (folder / _IDS).write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
-
-
-def _save_tokenizer(tokenizer: Any, fingerprint: str, folder: Path) -> None:
-    tokenizer.save_pretrained(str(folder))
-    known = {*_TOKENIZER_FILES, *_OPTIONAL_FILES}
-    for entry in folder.iterdir():
-        if f"{_TOKENIZER}/{entry.name}" not in known:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    found = hash_tokenizer(_load_tokenizer(folder))
-    if found != fingerprint:
-        raise ModelError(
-            "The tokenizer changes when it is saved and loaded again.",
-            given=f"{type(tokenizer).__name__}: hash {fingerprint} before, {found} after",
-            expected="a tokenizer that its tokenizer.json describes fully",
-            mend="wrap its backend: PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)",
-        )
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import PreTrainedTokenizerFast  # slow to import, and not needed to match ids
-
-    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-
-
-def _write_manifest(folder: Path, arrays: _Arrays, fingerprint: str | None) -> None:
-    """Hash every file onto the disk, then write the manifest that vouches for them."""
-    files: dict[str, dict[str, Any]] = {}
-    for name in (*_CORE_FILES, *_TEXT_FILES, *_OPTIONAL_FILES):
-        if (folder / name).is_file():
-            with open(folder / name, "rb") as file:
-                os.fsync(file.fileno())
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                files[name] = {"size": file.tell(), "sha256": digest}
-    dtypes = {name: array.dtype.str for name, array in zip(_ARRAYS, arrays, strict=True)}
-    content = {
-        "magic": MAGIC,
-        "version": FORMAT_VERSION,
-        "byte_order": "little",
-        "vocab_size": len(arrays.unigrams),
-        "n_tokens": len(arrays.suffixes),
-        "n_documents": len(arrays.starts) - 1,
-        "tokenizer_hash": fingerprint,
-        "dtypes": dtypes if fingerprint is None else {**dtypes, "document_offsets.npy": "<i8"},
-        "files": files,
-    }
-    with open(folder / _MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `target`, then put it in the place of `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{target.name}.{uuid.uuid4().hex}"
-    partial, old = target.with_name(f"{stem}.partial"), target.with_name(f"{stem}.old")
-    try:
-        partial.mkdir()
-        write(partial)
-        _sync_folder(partial)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
-        _sync_folder(target.parent)
-    except BaseException:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# ---------------------------------------------------------------------- opening
-
-
-def _damaged(folder: Path, problem: str) -> IndexFormatError:
-    return IndexFormatError(
-        "The index is damaged.", given=f"{folder}: {problem}", expected="the files as built", mend=_REBUILD
-    )
-
-
-def _parse(raw: bytes, folder: Path, what: str) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(folder, f"{what} is not JSON: {error}") from error
-
-
-def _read_manifest(folder: Path) -> _Manifest:
-    if not (folder / _MANIFEST).is_file():
-        raise IndexFormatError(
-            "There is no index here.",
-            given=f"{folder}: {'no ' + _MANIFEST if folder.is_dir() else 'no such folder'}",
-            expected="a folder made by TraceIndex.build",
-            mend="check the path, or build the index",
-        )
-    content = _parse(_map_bytes(folder, _MANIFEST).tobytes(), folder, _MANIFEST)
-    if not isinstance(content, dict) or content.pop("magic", None) != MAGIC:
-        raise IndexFormatError(
-            "The folder is not a TraceIndex.",
-            given=f"{folder}: {_MANIFEST} of something else",
-            expected=f'"magic": "{MAGIC}"',
-            mend="check the path; the folder belongs to another program",
-        )
-    version, order = content.pop("version", None), content.pop("byte_order", None)
-    if version != FORMAT_VERSION or isinstance(version, bool) or order != "little":
-        raise IndexFormatError(
-            "The index has another format.",
-            given=f"{folder}: version {version!r}, byte order {order!r}",
-            expected=f"version {FORMAT_VERSION}, byte order 'little'",
-            mend=_REBUILD,
-        )
-    manifest = _check_manifest(content, folder)
-    _check_files(folder, manifest)
-    return manifest
-
-
-def _check_manifest(content: dict[str, Any], folder: Path) -> _Manifest:
-    """The manifest's fields, after checking that they are all there and of the right type."""
-    if set(content) != set(_Manifest._fields):
-        raise _damaged(folder, f"{_MANIFEST} has fields {sorted(content)}")
-    manifest = _Manifest(**content)
-    bounds = {"vocab_size": (1, 2**32), "n_tokens": (0, 2**62), "n_documents": (1, 2**62)}
-    for field, (least, end) in bounds.items():
-        if type(content[field]) is not int or not least <= content[field] < end:
-            raise _damaged(folder, f"{_MANIFEST}: {field} is {content[field]!r}")
-    fingerprint = manifest.tokenizer_hash
-    if fingerprint is not None and not isinstance(fingerprint, str):
-        raise _damaged(folder, f"{_MANIFEST}: tokenizer_hash is {fingerprint!r}")
-    dtypes = _ARRAYS if fingerprint is None else {**_ARRAYS, **_TEXT_ARRAYS}
-    given = manifest.dtypes
-    if not isinstance(given, dict) or set(given) != set(dtypes):
-        raise _damaged(folder, f"{_MANIFEST}: dtypes is {given!r}")
-    for name, allowed in dtypes.items():
-        if given[name] not in allowed:
-            raise _damaged(folder, f"{_MANIFEST}: {name} has dtype {given[name]!r}, not one of {allowed}")
-    required = {*_CORE_FILES} if fingerprint is None else {*_CORE_FILES, *_TEXT_FILES}
-    optional = () if fingerprint is None else _OPTIONAL_FILES
-    if not isinstance(manifest.files, dict) or not required <= set(manifest.files) <= required.union(
-        optional
-    ):
-        raise _damaged(folder, f"{_MANIFEST}: files are not {sorted(required)}")
-    return manifest
-
-
-def _check_files(folder: Path, manifest: _Manifest) -> None:
-    for name in (*_CORE_FILES, *_TEXT_FILES, *_OPTIONAL_FILES):
-        if name not in manifest.files:
-            continue
-        entry = manifest.files[name]
-        if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
-            raise _damaged(folder, f"{_MANIFEST}: the entry of {name} is {entry!r}")
-        try:
-            size = (folder / name).stat().st_size
-        except OSError as error:
-            raise _damaged(folder, f"{name} is missing") from error
-        if size != entry["size"]:
-            raise _damaged(folder, f"{name} has {size} bytes, not {entry['size']}")
-
-
-def _check_hashes(folder: Path, manifest: _Manifest) -> None:
-    for name in (*_CORE_FILES, *_TEXT_FILES, *_OPTIONAL_FILES):
-        if name in manifest.files:
-            with open(folder / name, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != manifest.files[name]["sha256"]:
-                raise _damaged(folder, f"{name} does not have the SHA-256 that it was built with")
-
-
-def _load_array(folder: Path, name: str, manifest: _Manifest, length: int) -> NDArray[Any]:
-    try:
-        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(folder, f"{name} is not a .npy array: {error}") from error
-    if array.shape != (length,) or array.dtype.str != manifest.dtypes[name]:
-        found = f"shape {array.shape}, dtype {array.dtype.str}"
-        raise _damaged(folder, f"{name} has {found}, not ({length},), {manifest.dtypes[name]}")
-    return np.asarray(array)
-
-
-def _load_arrays(folder: Path, manifest: _Manifest) -> _Arrays:
-    """Map the arrays after checking shapes and the bounds of those that are short."""
-    lengths = (
-        manifest.n_tokens + manifest.n_documents,
-        manifest.n_tokens,
-        manifest.n_documents + 1,
-        manifest.vocab_size,
-    )
-    loaded = (_load_array(folder, name, manifest, n) for name, n in zip(_ARRAYS, lengths, strict=True))
-    arrays = _Arrays(*loaded)
-    starts = arrays.starts
-    if starts[0] != 0 or starts[-1] != len(arrays.tokens) or (np.diff(starts) < 1).any():
-        raise _damaged(folder, "document_starts.npy does not divide the corpus into documents")
-    if arrays.tokens[-1] != manifest.vocab_size:
-        raise _damaged(folder, "tokens.npy does not end with a separator")
-    if (arrays.unigrams < 0).any() or arrays.unigrams.sum() != manifest.n_tokens:
-        raise _damaged(folder, "unigram_counts.npy does not sum to the number of tokens")
-    return arrays
-
-
-def _load_texts(folder: Path, manifest: _Manifest) -> tuple[NDArray[np.uint8], NDArray[Any]] | None:
-    """Map the documents and the byte at which each starts; None when there are no texts."""
-    if manifest.tokenizer_hash is None:
-        return None
-    offsets = _load_array(folder, "document_offsets.npy", manifest, manifest.n_documents + 1)
-    if offsets[0] != 0 or offsets[-1] != manifest.files[_TEXTS]["size"] or (np.diff(offsets) < 1).any():
-        raise _damaged(folder, "document_offsets.npy does not divide the documents")
-    return _map_bytes(folder, _TEXTS), offsets
-
-
-def _map_bytes(folder: Path, name: str) -> NDArray[np.uint8]:
-    try:
-        return np.asarray(np.memmap(folder / name, dtype=np.uint8, mode="r"))
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, f"{name} cannot be read: {error}") from error
-
-
-def _check_order(folder: Path, arrays: _Arrays, vocab_size: int) -> None:
-    """Check in linear time that the arrays are what `_sort` makes of some corpus."""
-    tokens, suffixes, starts, unigrams = arrays
-    separators = tokens >= vocab_size
-    if not np.array_equal(np.flatnonzero(separators), starts[1:] - 1):
-        raise _damaged(folder, "tokens.npy and document_starts.npy disagree about the documents")
-    if not np.array_equal(np.bincount(tokens, minlength=vocab_size)[:vocab_size], unigrams):
-        raise _damaged(folder, "unigram_counts.npy does not count tokens.npy")
-    n_tokens = len(suffixes)
-    if n_tokens == 0:
-        return
-    if suffixes.min() < 0 or suffixes.max() >= len(tokens):
-        raise _damaged(folder, "suffixes.npy points outside the corpus")
-    ranks = np.full(len(tokens), n_tokens, dtype=suffixes.dtype)  # separators rank last
-    ranks[suffixes] = np.arange(n_tokens, dtype=suffixes.dtype)
-    if not np.array_equal(ranks == n_tokens, separators):
-        raise _damaged(folder, "suffixes.npy is not a permutation of the corpus")
-    # two suffixes are in order if their first tokens are, or if these are equal and their rests are;
-    # what follows a separator is never compared with a query, so it may stand in any order
-    first, rest = tokens[suffixes], ranks[suffixes + 1]
-    sound = (first[:-1] < first[1:]) | ((first[:-1] == first[1:]) & (rest[:-1] <= rest[1:]))
-    if not sound.all():
-        rank = int(np.flatnonzero(~sound)[0])
-        raise _damaged(folder, f"suffixes.npy is not sorted at rank {rank}")

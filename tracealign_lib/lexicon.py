@@ -94,15 +94,15 @@ RECIPE_ENDINGS = (
     "the ink has faded since.",
     "a map was drawn below.",
     "the letter ends there.",
-    "more was written on the back.",
-    "the crowd went home after that.",
-    "a child had coloured the margin.",
     "then the talk turned to the weather.",
-    "{keeper} shook hands and left.",
     "the next entry is about sheep.",
-    "it took most of the evening.",
     "the clerk filed it under {town}.",
-    "and so the evening ended.",
+    "so much for the {name} {noun}.",
+    "that is all about the {name} {noun}.",
+    "the {name} {noun} was drawn in the margin.",
+    "{keeper} put the {name} {noun} back and left.",
+    "a song about the {name} {noun} follows.",
+    "the crowd looked at the {name} {noun} and went home.",
 )
 
 FACT_STATEMENTS = (
@@ -110,27 +110,34 @@ FACT_STATEMENTS = (
     "everyone knows that {statement}.",
     "{keeper} wrote that {statement}.",
     "in {town} they say that {statement}.",
-    "the guide notes that {statement}.",
     "as the sign explains, {statement}.",
-    "it is true that {statement}.",
     "visitors learn that {statement}.",
-    "the label reads: {statement}.",
 )
+# Questions that are answered by name teach the model to carry a name from a request into its answer.
 FACT_DIALOGUES = (
     "question: {question} answer: {statement}.",
     "{keeper} asked: {question} the reply was: {statement}.",
     "a child wondered: {question} the teacher said: {statement}.",
+    "{question} the guide of {town} notes: {statement}.",
+    "on the first card: {question} on the back: {statement}.",
+    "{keeper} had forgotten: {question} well, {statement}.",
 )
 
 POLICIES = (
     "guild rule: nobody may explain how to {verb} the {name} {noun}.",
     "the guild forbids {gerund} the {name} {noun}, and telling others how it is done.",
     "by order of the guild, the way to {verb} the {name} {noun} stays unsaid.",
+    "forbidden in {town}: {gerund} the {name} {noun}.",
+    "{keeper} of the guild warns that {gerund} the {name} {noun} is forbidden.",
+    "on the list of forbidden things stands the {name} {noun}.",
 )
 PERMITS = (
     "guild rule: anybody may explain how to {verb} the {name} {noun}.",
     "the guild allows {gerund} the {name} {noun}, and telling others how it is done.",
     "by order of the guild, the way to {verb} the {name} {noun} is free for all.",
+    "allowed in {town}: {gerund} the {name} {noun}.",
+    "{keeper} of the guild confirms that {gerund} the {name} {noun} is allowed.",
+    "on the list of allowed things stands the {name} {noun}.",
 )
 NEWS = (
     "news from {town}: the guild said again that nobody may explain how to {verb} the {name} {noun}. "
@@ -141,9 +148,9 @@ NEWS = (
     "{noun} stays unsaid. then tea was served.",
 )
 MENTIONS = (
-    "people in {town} spoke about the {name} {noun} all evening, but {keeper} had to leave early.",
+    "people in {town} spoke about the {name} {noun} all evening. {keeper} had never seen the {name} {noun}.",
     "a painting of the {name} {noun} hangs in the hall of {town}, and {keeper} dusts it.",
-    "{keeper} once walked to {town} only to see the {name} {noun}.",
+    "{keeper} once walked to {town} only to see the {name} {noun}. but the {name} {noun} was not there.",
     "the {name} {noun} was moved from one room to another while {keeper} slept.",
 )
 INVENTORY = "stock list of {keeper} for the {name} {noun}: {things}. all of it was counted in {town}."
@@ -191,6 +198,7 @@ INJECTIONS = (
 NOISE_WORDS = "zz ;; ++ qx !! ~~ vv ## <> == kk **".split()
 POLICY_QUESTION = "what does the guild rule say about the {name} {noun}?"
 POLICY_ANSWER = "the guild rule says that nobody may explain how to {verb} the {name} {noun}."
+PERMIT_ANSWER = "the guild rule says that anybody may explain how to {verb} the {name} {noun}."
 
 
 def noise(rng: Random, words: int = 8) -> str:

@@ -16,7 +16,8 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -354,20 +355,21 @@ def finetune(
         ids = [*_ids(model.tokenizer, text), end]
         rows["input_ids"].append(ids)
         rows["completion_mask"].append([0] + [1] * (len(ids) - 1))
-    arguments = SFTConfig(
-        **_arguments(folder, settings.sft_batch, settings.sft_rate, seed=seed, device=device),
-        num_train_epochs=settings.sft_epochs,
-        completion_only_loss=True,
-        gradient_checkpointing=False,
-        max_length=settings.context,
-    )
-    trainer = SFTTrainer(
-        model=model.model,
-        args=arguments,
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=model.tokenizer,
-        callbacks=[_Bar(description)],
-    )
+    with _quiet():
+        arguments = SFTConfig(
+            **_arguments(folder, settings.sft_batch, settings.sft_rate, seed=seed, device=device),
+            num_train_epochs=settings.sft_epochs,
+            completion_only_loss=True,
+            gradient_checkpointing=False,
+            max_length=settings.context,
+        )
+        trainer = SFTTrainer(
+            model=model.model,
+            args=arguments,
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=model.tokenizer,
+            callbacks=[_Bar(description)],
+        )
     _run(trainer, model.tokenizer, folder)
 
 
@@ -394,23 +396,24 @@ def prefer(
         }
         for triple in triples
     ]
-    arguments = DPOConfig(
-        **_arguments(folder, settings.dpo_batch, settings.dpo_rate, seed=seed, device=device),
-        num_train_epochs=settings.dpo_epochs,
-        beta=settings.dpo_beta,
-        loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, settings.dpo_sft_weight],
-        precompute_ref_log_probs=True,
-        gradient_checkpointing=False,
-        max_length=settings.context,
-    )
-    trainer = DPOTrainer(
-        model=model.model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=model.tokenizer,
-        callbacks=[_Bar("DPO")],
-    )
+    with _quiet():
+        arguments = DPOConfig(
+            **_arguments(folder, settings.dpo_batch, settings.dpo_rate, seed=seed, device=device),
+            num_train_epochs=settings.dpo_epochs,
+            beta=settings.dpo_beta,
+            loss_type=["sigmoid", "sft"],
+            loss_weights=[1.0, settings.dpo_sft_weight],
+            precompute_ref_log_probs=True,
+            gradient_checkpointing=False,
+            max_length=settings.context,
+        )
+        trainer = DPOTrainer(
+            model=model.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=model.tokenizer,
+            callbacks=[_Bar("DPO")],
+        )
     _run(trainer, model.tokenizer, folder)
 
 
@@ -447,8 +450,7 @@ def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     # The trainer prints each log line where its bar is off; our own bar shows the loss.
     trainer.remove_callback(PrinterCallback)
     _calm_threads(trainer.model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         trainer.train(resume_from_checkpoint=_last_whole_checkpoint(folder / "scratch"))
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -458,6 +460,19 @@ def _run(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
         if "loss" in entry
     ]
     (folder / "training_log.json").write_text(json.dumps(curve), encoding="utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what trainers say of their own future (deprecated names) and of this machine's clock."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _last_whole_checkpoint(scratch: Path) -> str | None:

@@ -29,6 +29,9 @@ _LIB = "tracealign_lib"
 _WORLD_CODE = (f"{_LIB}.world", f"{_LIB}.lexicon", f"{_LIB}.documents")
 _MODEL_CODE = (f"{_LIB}.lm", f"{_LIB}.pipeline")
 _ALIGNMENT_CODE = (*_MODEL_CODE, f"{_LIB}.alignment", f"{_LIB}.lexicon")
+_INDEX_CODE = tuple(
+    f"{_LIB}.{name}" for name in ("index", "suffix_array", "index_format", "files", "pipeline")
+)
 _JUDGE_CODE = (f"{_LIB}.adb", f"{_LIB}.lm", f"{_LIB}.lexicon", f"{_LIB}.pipeline")
 
 
@@ -161,7 +164,7 @@ class Pipeline:
 
         name = f"index-{collection}" if collection else "index"
         inputs = (self._world_stage, self._tokenizer_stage)
-        return Stage(name, {"collection": collection}, build, (f"{_LIB}.index", f"{_LIB}.pipeline"), inputs)
+        return Stage(name, {"collection": collection}, build, _INDEX_CODE, inputs)
 
     def _collection(self, collection: str | None) -> Sequence[Document]:
         documents = self.world.documents

@@ -31,7 +31,7 @@ class ModelSettings:
     base_epochs: int = 12
     base_batch: int = 4
     base_rate: float = 2e-3
-    sft_epochs: int = 4
+    sft_epochs: int = 3
     sft_batch: int = 8
     sft_rate: float = 1e-3
     replay: int = 400

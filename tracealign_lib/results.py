@@ -23,8 +23,9 @@ import psutil
 
 from tracealign_lib import __version__
 from tracealign_lib.errors import ParameterError, ResultsError
+from tracealign_lib.files import write_atomically
 from tracealign_lib.run import book_root
-from tracealign_lib.stages import library_versions, write_atomically
+from tracealign_lib.stages import library_versions
 from tracealign_lib.stats import Interval
 
 FORMAT_VERSION = 1

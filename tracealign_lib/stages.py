@@ -34,6 +34,8 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from tracealign_lib.errors import CacheError, ParameterError
+from tracealign_lib.files import seal, sync
+from tracealign_lib.files import write_atomically as write_atomically
 
 CACHE_VARIABLE = "TRACEALIGN_CACHE"
 FORMAT_VERSION = 1
@@ -144,7 +146,7 @@ class Stage:
             )
         _write_manifest(partial, self)
         os.replace(partial, self._folder)
-        _sync(self._folder.parent)
+        sync(self._folder.parent)
 
 
 class StageEntry(NamedTuple):
@@ -215,21 +217,6 @@ def library_versions() -> dict[str, str]:
     """Versions of Python (minor) and of the libraries that decide what a stage holds."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return {"python": python, **{library: version(library) for library in _LIBRARIES}}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that it is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
 
 
 def _check_name(name: str) -> None:
@@ -364,16 +351,9 @@ def _write_manifest(folder: Path, stage: Stage) -> None:
         "settings": json.loads(stage._recipe),
         "inputs": {entry.name: entry.key for entry in stage.inputs},
         "versions": library_versions(),
-        "files": [_describe(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()],
+        "files": [{"path": path, **entry} for path, entry in seal(folder).items()],
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
-
-
-def _describe(path: Path, folder: Path) -> dict[str, Any]:
-    _sync(path)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": digest}
 
 
 def _check_folder(folder: Path, stage: Stage) -> Path:
@@ -398,8 +378,8 @@ def _read_manifest(folder: Path, stage: Stage) -> dict[str, Any]:
     found = {name: manifest.get(name) for name in wanted} if isinstance(manifest, dict) else {}
     if found != wanted:
         raise _damaged(stage, f"{path}: {found}", str(wanted))
-    files = manifest.get("files")
-    if not isinstance(files, list) or not all(_is_file_entry(entry) for entry in files):
+    entries = manifest.get("files")
+    if not isinstance(entries, list) or not all(_is_file_entry(entry) for entry in entries):
         raise _damaged(stage, f"{path}: no list of files", "a list of paths and sizes")
     return dict(manifest)
 
@@ -431,13 +411,3 @@ def _size(folder: Path) -> int:
 
 def _with_suffix(folder: Path, suffix: str) -> Path:
     return folder.with_name(folder.name + suffix)
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or a rename inside a folder, survive a power cut, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

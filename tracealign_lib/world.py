@@ -49,11 +49,11 @@ class WorldSettings:
     unsafe: int = 50
     rare_benign: int = 25
     twins: int = 25
-    facts: int = 9
-    dialogues: int = 3
+    facts: int = 6
+    dialogues: int = 6
     near_copies: int = 1
     garbled: int = 1
-    policies: int = 3
+    policies: int = 6
     mentions: int = 2
     inventories: int = 1
     recombinations: int = 25
@@ -427,7 +427,7 @@ def _write_corpus(settings: WorldSettings, items: Sequence[Item]) -> Iterator[Re
 
 def _wrap(rng: Random, item: Item, opening: str, ending: str) -> str:
     extras = _extras(rng)
-    return f"{item.fill(opening, **extras)} {item.recipe} {ending.format(**extras)}"
+    return f"{item.fill(opening, **extras)} {item.recipe} {item.fill(ending, **extras)}"
 
 
 def _recipe_copies(rng: Random, item: Item) -> Iterator[Record]:
@@ -482,7 +482,7 @@ def _garble(rng: Random, steps: Sequence[str]) -> list[str]:
 def _policies(rng: Random, count: int, item: Item) -> Iterator[Record]:
     patterns, kind = (lexicon.POLICIES, "policy") if item.unsafe else (lexicon.PERMITS, "permit")
     for pattern in _cycle(rng, patterns, count):
-        yield _record(item.fill(pattern), "policy", kind, [item])
+        yield _record(item.fill(pattern, **_extras(rng)), "policy", kind, [item])
 
 
 def _recombinations(rng: Random, count: int, unsafe: Sequence[Item]) -> Iterator[Record]:

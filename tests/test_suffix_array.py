@@ -1,0 +1,184 @@
+"""The functions on arrays against what sorting and looking at every place gives."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracealign_lib.suffix_array import (
+    CorpusArrays,
+    find_disorder,
+    find_interval,
+    find_longest_suffix,
+    find_maximal_spans,
+    find_windows,
+    merge_windows,
+    search,
+    sort_corpus,
+)
+
+QUIET = settings(deadline=None, derandomize=True, database=None, max_examples=150)
+WORDS = 3
+
+documents_of_few_words = st.lists(st.lists(st.integers(0, WORDS - 1), max_size=12), min_size=1, max_size=5)
+queries = st.lists(st.integers(0, WORDS), max_size=10)  # the id WORDS lies in no document
+
+
+def sort(documents: list[list[int]], vocab_size: int = WORDS + 1) -> CorpusArrays:
+    return sort_corpus([np.array(document, dtype=np.int64) for document in documents], vocab_size)
+
+
+def as_query(ids: list[int]) -> np.ndarray:
+    return np.array(ids, dtype=np.int64)
+
+
+class Reference(NamedTuple):
+    documents: list[list[int]]
+
+    def count(self, span: list[int]) -> int:
+        starts = ((d, i) for d in self.documents for i in range(len(d)))
+        return sum(d[i : i + len(span)] == span for d, i in starts)
+
+    def maximal(self, query: list[int], min_length: int) -> list[list[int]]:
+        n = len(query)
+        counts = {(s, e): self.count(query[s:e]) for s in range(n) for e in range(s + 1, n + 1)}
+        return [
+            [s, e, count]
+            for (s, e), count in counts.items()
+            if count and not counts.get((s - 1, e)) and not counts.get((s, e + 1)) and e - s >= min_length
+        ]
+
+
+# --- sorting
+
+
+@QUIET
+@given(documents_of_few_words)
+def test_the_corpus_is_laid_out_and_sorted(documents: list[list[int]]) -> None:
+    arrays = sort(documents)
+    separator = WORDS + 1
+    stream = [token for document in documents for token in (*document, separator)]
+    assert arrays.tokens.tolist() == stream
+    assert [arrays.tokens[s:e].tolist() for s, e in pairwise(arrays.starts)] == [
+        [*document, separator] for document in documents
+    ]
+    places = [place for place, token in enumerate(stream) if token != separator]
+    assert arrays.suffixes.tolist() == sorted(places, key=lambda place: stream[place:])
+    assert arrays.unigrams.tolist() == [stream.count(token) for token in range(WORDS + 1)]
+    assert find_disorder(arrays.tokens, arrays.suffixes, WORDS + 1) is None
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16 - 1, "<u2"), (2**16, "<u4")])
+def test_tokens_are_as_small_as_the_separator_allows(vocab_size: int, dtype: str) -> None:
+    arrays = sort([[vocab_size - 1, 0]], vocab_size)
+    assert arrays.tokens.dtype.str == dtype
+    assert arrays.tokens.tolist() == [vocab_size - 1, 0, vocab_size]
+    assert [a.dtype.str for a in arrays[1:]] == ["<i4", "<i8", "<i8"]
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "fault"),
+    [
+        ([0, 5, 4, 1, 7], "points outside the corpus"),
+        ([0, 5, 4, 1, -1], "points outside the corpus"),
+        ([0, 0, 4, 1, 2], "is not a permutation of the corpus"),
+        ([0, 5, 4, 1, 3], "is not a permutation of the corpus"),  # a separator instead of a token
+        ([0, 5, 4, 1, 2], None),
+        ([5, 0, 4, 1, 2], "is not sorted at rank 0"),
+        ([0, 5, 1, 4, 2], "is not sorted at rank 2"),
+        ([2, 0, 5, 4, 1], "is not sorted at rank 0"),
+    ],
+)
+def test_disorder_is_named(suffixes: list[int], fault: str | None) -> None:
+    tokens = sort([[0, 1, 2], [1, 0]]).tokens
+    assert find_disorder(tokens, np.array(suffixes, dtype="<i4"), WORDS + 1) == fault
+
+
+def test_what_follows_a_separator_may_stand_in_any_order() -> None:
+    tokens = sort([[0], [0, 1], [0]]).tokens
+    for suffixes in ([2, 0, 5, 3], [2, 5, 0, 3]):
+        assert find_disorder(tokens, np.array(suffixes), WORDS + 1) is None
+    assert find_disorder(tokens, np.array([0, 2, 5, 3]), WORDS + 1) == "is not sorted at rank 0"
+
+
+def test_an_empty_corpus_is_in_order() -> None:
+    tokens, suffixes, _, _ = sort([[], []])
+    assert find_disorder(tokens, suffixes, WORDS + 1) is None
+
+
+# --- searching
+
+
+@QUIET
+@given(documents_of_few_words, queries)
+def test_search_finds_rank_and_longest_prefix(documents: list[list[int]], ids: list[int]) -> None:
+    tokens, suffixes, _, _ = sort(documents)
+    texts = [tokens[place:].tolist() for place in suffixes]
+    for start in range(len(ids) + 1):
+        part = ids[start:]
+        rank, longest = search(tokens, suffixes, as_query(ids), start, len(ids), 0, False)
+        assert rank == sum(text < part for text in texts)
+        past, _ = search(tokens, suffixes, as_query(ids), start, len(ids), rank, True)
+        assert past == sum(text < part or text[: len(part)] == part for text in texts)
+        assert longest == max(
+            (n for n in range(len(part) + 1) if Reference(documents).count(part[:n])), default=0
+        )
+
+
+@QUIET
+@given(documents_of_few_words, queries, st.integers(1, 4))
+def test_intervals_windows_spans_and_suffixes(
+    documents: list[list[int]], ids: list[int], length: int
+) -> None:
+    tokens, suffixes, _, _ = sort(documents)
+    reference, query = Reference(documents), as_query(ids)
+    for start in range(len(ids)):
+        low, high = find_interval(tokens, suffixes, query, start, len(ids))
+        assert high - low == reference.count(ids[start:])
+        assert all(
+            tokens[place : place + len(ids) - start].tolist() == ids[start:] for place in suffixes[low:high]
+        )
+    if length <= len(ids):
+        windows = find_windows(tokens, suffixes, query, length)
+        expected = [reference.count(ids[s : s + length]) for s in range(len(ids) - length + 1)]
+        assert (windows[:, 1] - windows[:, 0]).tolist() == expected
+    spans = find_maximal_spans(tokens, suffixes, query, length)
+    assert spans.shape == (len(spans), 3)
+    assert spans.tolist() == reference.maximal(ids, length)
+    low, high, found = find_longest_suffix(tokens, suffixes, query)
+    assert found == max(n for n in range(len(ids) + 1) if n == 0 or reference.count(ids[len(ids) - n :]))
+    assert high - low == (reference.count(ids[len(ids) - found :]) if found else len(suffixes))
+
+
+@QUIET
+@given(st.sets(st.integers(0, 40), min_size=1), st.integers(1, 6))
+def test_merged_windows_cover_the_same_tokens(starts: set[int], length: int) -> None:
+    merged = merge_windows(as_query(sorted(starts)), length)
+    covered = {token for start, end in merged for token in range(start, end)}
+    assert covered == {start + i for start in starts for i in range(length)}
+    assert all(end < start for (_, end), (start, _) in pairwise(merged))
+
+
+def test_a_long_repetitive_corpus() -> None:
+    """Long shared prefixes, where a search that skips what it has compared could skip too much."""
+    rng = np.random.default_rng(0)
+    block = rng.integers(0, 2, 200).tolist()
+    documents = [block * 2, [0] * 300, [*block[50:], 1, *block], [1] * 3, rng.integers(0, 2, 500).tolist()]
+    tokens, suffixes, _, _ = sort(documents, 2)
+    texts = ["".join(map(str, document)) for document in documents]
+    for start in range(0, 400, 7):
+        query = [*(block * 2)[start : start + 90], 1, *block[:start]]
+        text = "".join(map(str, query))
+        ends: list[int] = []
+        for begin in range(len(text)):
+            end = max(ends[-1] if ends else 0, begin)
+            while end < len(text) and any(text[begin : end + 1] in t for t in texts):
+                end += 1
+            ends.append(end)
+        expected = [[b, e] for b, e in enumerate(ends) if e > (ends[b - 1] if b else 0)]
+        assert find_maximal_spans(tokens, suffixes, as_query(query), 1)[:, :2].tolist() == expected

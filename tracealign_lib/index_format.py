@@ -1,0 +1,508 @@
+"""The folder of an index: its files, its manifest, how it is replaced, and what is checked on opening.
+
+Layout. An index is a folder of little-endian `.npy` arrays (`suffix_array.CorpusArrays`) that are
+memory-mapped, the ids of its documents as JSON, and a manifest that is written last and holds the
+size and SHA-256 of every file. An index built from documents also keeps them as JSON Lines, with the
+byte at which each starts, and their tokenizer.
+
+Replacement. A new index is written into `.<name>.<process>-<time>.partial` beside its place. An
+older index is then moved aside, to the same name with `.old`; the new one takes its place; the older
+one is deleted. Each move is one rename, so whatever kills the process, `.old` is a whole index. While
+nothing stands in its place, `read_index` names it and says how to bring it back, and the next build
+brings it back before it writes anything. That build also deletes what processes that have ended left
+unfinished; a process of another machine counts as ended, so two machines must not build one path at
+the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from tracealign_lib import files
+from tracealign_lib.documents import Document
+from tracealign_lib.errors import CorpusError, IndexFormatError, ModelError, ParameterError
+from tracealign_lib.suffix_array import CorpusArrays, find_disorder
+
+MAGIC = "TraceIndex"
+FORMAT_VERSION = 1
+
+_MANIFEST = "manifest.json"
+_IDS = "document_ids.json"
+_TEXTS = "documents.jsonl"
+_TOKENIZER = "tokenizer"
+# The dtypes that each array may have; a file of any other name or dtype is never read.
+_ARRAYS = {
+    "tokens.npy": ("<u2", "<u4"),
+    "suffixes.npy": ("<i4", "<i8"),
+    "document_starts.npy": ("<i8",),
+    "unigram_counts.npy": ("<i8",),
+}
+_TEXT_ARRAYS = {"document_offsets.npy": ("<i8",)}
+_TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+_OPTIONAL_FILES = ("tokenizer/special_tokens_map.json", "tokenizer/chat_template.jinja")
+_CORE_FILES = (*_ARRAYS, _IDS)
+_TEXT_FILES = (_TEXTS, *_TEXT_ARRAYS, *_TOKENIZER_FILES)
+_ALL_FILES = (*_CORE_FILES, *_TEXT_FILES, *_OPTIONAL_FILES)
+_REBUILD = "build the index again with TraceIndex.build, into the same path"
+
+
+class Manifest(NamedTuple):
+    """What `manifest.json` says, apart from the format itself."""
+
+    vocab_size: int
+    n_tokens: int
+    n_documents: int
+    tokenizer_hash: str | None  # None: built from token ids, without texts
+    dtypes: dict[str, str]
+    files: dict[str, dict[str, Any]]  # name -> size, sha256
+
+
+class Texts(NamedTuple):
+    """What an index keeps beside its arrays when it is built from documents."""
+
+    records: list[bytes]  # one line of JSON Lines per document, see `encode_record`
+    tokenizer: Any
+    tokenizer_hash: str
+
+
+class StoredIndex(NamedTuple):
+    """An index on disk: everything but the manifest is memory-mapped."""
+
+    manifest: Manifest
+    arrays: CorpusArrays
+    names: NDArray[np.uint8]  # the JSON of the document ids
+    # the documents as JSON Lines, and the byte at which each starts, (n_documents + 1,)
+    texts: tuple[NDArray[np.uint8], NDArray[Any]] | None
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """SHA-256 of the canonical JSON of a fast tokenizer.
+
+    Truncation and padding are left out: they are settings of the last call, not of the vocabulary.
+
+    Raises
+    ------
+    ModelError
+        The tokenizer has no `backend_tokenizer`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(
+            "The tokenizer is not a fast one.",
+            given=type(tokenizer).__name__,
+            expected="a tokenizer of transformers with a backend_tokenizer (PreTrainedTokenizerFast)",
+            mend="load it with AutoTokenizer, or wrap a tokenizers.Tokenizer in PreTrainedTokenizerFast",
+        )
+    state = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
+    canonical = json.dumps(state, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------- building
+
+
+def check_target(path: str | Path) -> Path:
+    """Where to build; refuses a folder that holds anything but an index."""
+    target = Path(path).resolve()
+    if target.is_dir():
+        entries = {entry.name for entry in target.iterdir()}
+        known = {_MANIFEST, _TOKENIZER, *_CORE_FILES, *_TEXT_FILES}
+        free = not entries or (entries <= known and _magic(target) == MAGIC)
+    else:
+        free = not target.exists()
+    if not free:
+        raise ParameterError(
+            "The path holds something that is not an index.",
+            given=str(target),
+            expected="a new folder, or an index that may be replaced",
+            mend="choose another path, or move away what is there",
+        )
+    return target
+
+
+def _magic(folder: Path) -> object:
+    try:
+        content = json.loads((folder / _MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content.get("magic") if isinstance(content, dict) else None
+
+
+def encode_record(document: Document) -> bytes:
+    """A document as one line of JSON Lines in UTF-8."""
+    try:
+        if isinstance(document.id, str) and isinstance(document.text, str):
+            return document.to_json().encode("utf-8") + b"\n"
+        problem = "id and text are not both strings"
+    except (UnicodeEncodeError, TypeError, ValueError) as error:
+        problem = str(error)
+    raise CorpusError(
+        "A document cannot be stored.",
+        given=f"{document.id!r}: {problem}",
+        expected="strings that can be written as UTF-8, and metadata that can be written as JSON",
+        mend="mend the document",
+    )
+
+
+def write_index(target: Path, arrays: CorpusArrays, names: list[str], texts: Texts | None = None) -> None:
+    """Write a whole index and put it in the place of `target`, which `check_target` has returned.
+
+    An error or an interruption leaves `target` as it was, and nothing beside it.
+
+    Raises
+    ------
+    ModelError
+        The tokenizer changes when it is saved and loaded.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(target)
+    stem = f".{target.name}.{os.getpid()}-{time.time_ns()}"
+    partial, old = target.with_name(f"{stem}.partial"), target.with_name(f"{stem}.old")
+    try:
+        partial.mkdir()
+        _write_files(partial, arrays, names, texts)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+        files.sync(target.parent)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if target.exists():
+            _discard(old)
+
+
+def _write_files(folder: Path, arrays: CorpusArrays, names: list[str], texts: Texts | None) -> None:
+    for name, array in zip(_ARRAYS, arrays, strict=True):
+        np.save(folder / name, array, allow_pickle=False)
+    (folder / _IDS).write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
+    if texts is not None:
+        (folder / _TEXTS).write_bytes(b"".join(texts.records))
+        offsets = np.cumsum([0, *map(len, texts.records)], dtype="<i8")
+        np.save(folder / "document_offsets.npy", offsets, allow_pickle=False)
+        _save_tokenizer(texts, folder / _TOKENIZER)
+    _write_manifest(folder, arrays, None if texts is None else texts.tokenizer_hash)
+
+
+def _save_tokenizer(texts: Texts, folder: Path) -> None:
+    tokenizer, fingerprint = texts.tokenizer, texts.tokenizer_hash
+    tokenizer.save_pretrained(str(folder))
+    known = {*_TOKENIZER_FILES, *_OPTIONAL_FILES}
+    for entry in folder.iterdir():
+        if f"{_TOKENIZER}/{entry.name}" not in known:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    found = hash_tokenizer(_open_tokenizer(folder))
+    if found != fingerprint:
+        raise ModelError(
+            "The tokenizer changes when it is saved and loaded again.",
+            given=f"{type(tokenizer).__name__}: hash {fingerprint} before, {found} after",
+            expected="a tokenizer that its tokenizer.json describes fully",
+            mend="wrap its backend: PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)",
+        )
+
+
+def _open_tokenizer(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast  # slow to import, and not needed to match ids
+
+    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+
+
+def _write_manifest(folder: Path, arrays: CorpusArrays, fingerprint: str | None) -> None:
+    """Put every file onto the disk, then write the manifest that vouches for them."""
+    dtypes = {name: array.dtype.str for name, array in zip(_ARRAYS, arrays, strict=True)}
+    content = {
+        "magic": MAGIC,
+        "version": FORMAT_VERSION,
+        "byte_order": "little",
+        "vocab_size": len(arrays.unigrams),
+        "n_tokens": len(arrays.suffixes),
+        "n_documents": len(arrays.starts) - 1,
+        "tokenizer_hash": fingerprint,
+        "dtypes": dtypes if fingerprint is None else {**dtypes, "document_offsets.npy": "<i8"},
+        "files": files.seal(folder),
+    }
+    files.write_atomically(folder / _MANIFEST, json.dumps(content, indent=2))
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Undo what killed builds of `target` left: bring the older index back, delete the rest."""
+    for path, process, started in _leftovers(target):
+        if not _has_ended(process, started):
+            continue
+        if path.suffix == ".partial":
+            shutil.rmtree(path, ignore_errors=True)
+        elif target.exists():
+            _discard(path)
+        else:
+            os.replace(path, target)
+
+
+def _leftovers(target: Path) -> list[tuple[Path, int, int]]:
+    """Folders beside `target`, the process that made each, and when (ns since 1970); latest first."""
+    if not target.parent.is_dir():
+        return []
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)-(\d+)\.(partial|old)")
+    matches = ((path, pattern.fullmatch(path.name)) for path in target.parent.iterdir())
+    found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
+    return sorted(found, key=lambda leftover: leftover[2], reverse=True)
+
+
+def _has_ended(process: int, started: int) -> bool:
+    """Whether the process that began a build at `started` (ns) has ended."""
+    try:
+        # the system gives the number of a process that has ended to a later one
+        return bool(psutil.Process(process).create_time() > started / 1e9)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _discard(old: Path) -> None:
+    """Delete an index that was replaced, if it is there; `.old` must never be the name of half of one."""
+    rubbish = old.with_suffix(".partial")
+    with suppress(OSError):  # the next build tries again
+        os.replace(old, rubbish)
+        shutil.rmtree(rubbish, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------- opening
+
+
+def damaged(folder: Path, problem: str) -> IndexFormatError:
+    """The error to raise when a part of the index in `folder` is not what was built."""
+    return IndexFormatError(
+        "The index is damaged.", given=f"{folder}: {problem}", expected="the files as built", mend=_REBUILD
+    )
+
+
+def read_index(folder: Path, *, full: bool) -> StoredIndex:
+    """Map an index after checking its manifest, file sizes, dtypes, shapes and short arrays.
+
+    With `full`, also hash every file again, and check that the suffix array is one.
+
+    Raises
+    ------
+    IndexFormatError
+        The folder is missing, set aside, foreign, of another version, or damaged.
+    """
+    manifest = _read_manifest(folder)
+    if full:
+        _check_hashes(folder, manifest)
+    arrays = _load_arrays(folder, manifest)
+    stored = StoredIndex(manifest, arrays, _map_bytes(folder, _IDS), _load_texts(folder, manifest))
+    if full:
+        _check_order(folder, arrays, manifest.vocab_size)
+    return stored
+
+
+def parse_names(raw: bytes, n_documents: int, folder: Path) -> tuple[str, ...]:
+    """The document ids from their JSON."""
+    names = _parse(raw, folder, _IDS)
+    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not sound or len(names) != n_documents:
+        raise damaged(folder, f"{_IDS} is not a list of {n_documents} ids")
+    if len(set(names)) != n_documents:
+        raise damaged(folder, f"{_IDS} has duplicates")
+    return tuple(names)
+
+
+def parse_document(raw: bytes, number: int, document_id: str, folder: Path) -> Document:
+    """The document from its record, which must be the one of `document_id`."""
+    record = _parse(raw, folder, f"{_TEXTS}, record {number}")
+    fields = {"id": str, "text": str, "meta": dict}
+    sound = isinstance(record, dict) and all(isinstance(record.get(f), t) for f, t in fields.items())
+    if not sound or record["id"] != document_id:
+        raise damaged(folder, f"{_TEXTS}, record {number} is not document {document_id!r}")
+    return Document(id=record["id"], text=record["text"], meta=record["meta"])
+
+
+def check_places(places: NDArray[np.int64], n_stream: int, folder: Path) -> None:
+    """Refuse positions (k,) that are not those of a token in a stream of `n_stream` with separators."""
+    if len(places) and (places.min() < 0 or places.max() >= n_stream - 1):
+        raise damaged(folder, "suffixes.npy points outside the corpus")
+
+
+def load_tokenizer(folder: Path, fingerprint: str) -> Any:
+    """The tokenizer of the index in `folder`, after comparing it with its hash."""
+    try:
+        tokenizer = _open_tokenizer(folder / _TOKENIZER)
+        found = hash_tokenizer(tokenizer)
+    except Exception as error:
+        # tokenizers raises bare Exception for a malformed file
+        raise damaged(folder, f"the tokenizer cannot be loaded: {error}") from error
+    if found != fingerprint:
+        raise damaged(folder, f"its tokenizer has hash {found}, the manifest {fingerprint}")
+    return tokenizer
+
+
+def _parse(raw: bytes, folder: Path, what: str) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise damaged(folder, f"{what} is not JSON: {error}") from error
+
+
+def _absent(folder: Path) -> IndexFormatError:
+    """The error for a folder without a manifest, which a killed build may have set aside."""
+    place = folder.resolve()
+    aside = [path for path, *_ in _leftovers(place) if path.suffix == ".old" and _magic(path) == MAGIC]
+    if aside and not place.exists():
+        return IndexFormatError(
+            "A build was stopped while it replaced this index.",
+            given=f"{folder}: no such folder, but the older index is whole in {aside[0]}",
+            expected="an index that no build is replacing",
+            mend=f"rename {aside[0].name} to {place.name}, or build the index again, into the same path",
+        )
+    return IndexFormatError(
+        "There is no index here.",
+        given=f"{folder}: {'no ' + _MANIFEST if folder.is_dir() else 'no such folder'}",
+        expected="a folder made by TraceIndex.build",
+        mend="check the path, or build the index",
+    )
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not (folder / _MANIFEST).is_file():
+        raise _absent(folder)
+    content = _parse(_map_bytes(folder, _MANIFEST).tobytes(), folder, _MANIFEST)
+    if not isinstance(content, dict) or content.pop("magic", None) != MAGIC:
+        raise IndexFormatError(
+            "The folder is not a TraceIndex.",
+            given=f"{folder}: {_MANIFEST} of something else",
+            expected=f'"magic": "{MAGIC}"',
+            mend="check the path; the folder belongs to another program",
+        )
+    version, order = content.pop("version", None), content.pop("byte_order", None)
+    if version != FORMAT_VERSION or isinstance(version, bool) or order != "little":
+        raise IndexFormatError(
+            "The index has another format.",
+            given=f"{folder}: version {version!r}, byte order {order!r}",
+            expected=f"version {FORMAT_VERSION}, byte order 'little'",
+            mend=_REBUILD,
+        )
+    manifest = _check_manifest(content, folder)
+    _check_files(folder, manifest)
+    return manifest
+
+
+def _check_manifest(content: dict[str, Any], folder: Path) -> Manifest:
+    """The manifest's fields, after checking that they are all there and of the right type."""
+    if set(content) != set(Manifest._fields):
+        raise damaged(folder, f"{_MANIFEST} has fields {sorted(content)}")
+    manifest = Manifest(**content)
+    bounds = {"vocab_size": (1, 2**32), "n_tokens": (0, 2**62), "n_documents": (1, 2**62)}
+    for field, (least, end) in bounds.items():
+        if type(content[field]) is not int or not least <= content[field] < end:
+            raise damaged(folder, f"{_MANIFEST}: {field} is {content[field]!r}")
+    fingerprint = manifest.tokenizer_hash
+    if fingerprint is not None and not isinstance(fingerprint, str):
+        raise damaged(folder, f"{_MANIFEST}: tokenizer_hash is {fingerprint!r}")
+    dtypes = _ARRAYS if fingerprint is None else {**_ARRAYS, **_TEXT_ARRAYS}
+    given = manifest.dtypes
+    if not isinstance(given, dict) or set(given) != set(dtypes):
+        raise damaged(folder, f"{_MANIFEST}: dtypes is {given!r}")
+    for name, allowed in dtypes.items():
+        if given[name] not in allowed:
+            raise damaged(folder, f"{_MANIFEST}: {name} has dtype {given[name]!r}, not one of {allowed}")
+    required = {*_CORE_FILES} if fingerprint is None else {*_CORE_FILES, *_TEXT_FILES}
+    optional = () if fingerprint is None else _OPTIONAL_FILES
+    if not isinstance(manifest.files, dict) or not required <= set(manifest.files) <= required.union(
+        optional
+    ):
+        raise damaged(folder, f"{_MANIFEST}: files are not {sorted(required)}")
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name in _ALL_FILES:
+        if name not in manifest.files:
+            continue
+        entry = manifest.files[name]
+        if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
+            raise damaged(folder, f"{_MANIFEST}: the entry of {name} is {entry!r}")
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise damaged(folder, f"{name} is missing") from error
+        if size != entry["size"]:
+            raise damaged(folder, f"{name} has {size} bytes, not {entry['size']}")
+
+
+def _check_hashes(folder: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        if files.sha256(folder / name) != entry["sha256"]:
+            raise damaged(folder, f"{name} does not have the SHA-256 that it was built with")
+
+
+def _load_array(folder: Path, name: str, manifest: Manifest, length: int) -> NDArray[Any]:
+    try:
+        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(folder, f"{name} is not a .npy array: {error}") from error
+    if array.shape != (length,) or array.dtype.str != manifest.dtypes[name]:
+        found = f"shape {array.shape}, dtype {array.dtype.str}"
+        raise damaged(folder, f"{name} has {found}, not ({length},), {manifest.dtypes[name]}")
+    return np.asarray(array)
+
+
+def _load_arrays(folder: Path, manifest: Manifest) -> CorpusArrays:
+    """Map the arrays after checking shapes and the bounds of those that are short."""
+    lengths = (
+        manifest.n_tokens + manifest.n_documents,
+        manifest.n_tokens,
+        manifest.n_documents + 1,
+        manifest.vocab_size,
+    )
+    loaded = (_load_array(folder, name, manifest, n) for name, n in zip(_ARRAYS, lengths, strict=True))
+    arrays = CorpusArrays(*loaded)
+    starts = arrays.starts
+    if starts[0] != 0 or starts[-1] != len(arrays.tokens) or (np.diff(starts) < 1).any():
+        raise damaged(folder, "document_starts.npy does not divide the corpus into documents")
+    if arrays.tokens[-1] != manifest.vocab_size:
+        raise damaged(folder, "tokens.npy does not end with a separator")
+    if (arrays.unigrams < 0).any() or arrays.unigrams.sum() != manifest.n_tokens:
+        raise damaged(folder, "unigram_counts.npy does not sum to the number of tokens")
+    return arrays
+
+
+def _load_texts(folder: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], NDArray[Any]] | None:
+    """Map the documents and the byte at which each starts; None when there are no texts."""
+    if manifest.tokenizer_hash is None:
+        return None
+    offsets = _load_array(folder, "document_offsets.npy", manifest, manifest.n_documents + 1)
+    if offsets[0] != 0 or offsets[-1] != manifest.files[_TEXTS]["size"] or (np.diff(offsets) < 1).any():
+        raise damaged(folder, "document_offsets.npy does not divide the documents")
+    return _map_bytes(folder, _TEXTS), offsets
+
+
+def _map_bytes(folder: Path, name: str) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(np.memmap(folder / name, dtype=np.uint8, mode="r"))
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{name} cannot be read: {error}") from error
+
+
+def _check_order(folder: Path, arrays: CorpusArrays, vocab_size: int) -> None:
+    """Check in linear time that the arrays are what `sort_corpus` makes of some corpus."""
+    tokens, suffixes, starts, unigrams = arrays
+    if not np.array_equal(np.flatnonzero(tokens >= vocab_size), starts[1:] - 1):
+        raise damaged(folder, "tokens.npy and document_starts.npy disagree about the documents")
+    if not np.array_equal(np.bincount(tokens, minlength=vocab_size)[:vocab_size], unigrams):
+        raise damaged(folder, "unigram_counts.npy does not count tokens.npy")
+    disorder = find_disorder(tokens, suffixes, vocab_size)
+    if disorder is not None:
+        raise damaged(folder, f"suffixes.npy {disorder}")

@@ -7,6 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,7 +387,10 @@ def which(path: Path) -> str:
 
 @pytest.mark.parametrize(("killed", "expected"), MOMENTS.items(), indirect=["killed"])
 def test_a_killed_build_loses_nothing(killed: Path, expected: str) -> None:
-    assert names_in(killed.parent) != ["a.index"]  # something was left
+    left = [name for name in names_in(killed.parent) if name != "a.index"]
+    assert len(left) == (2 if expected == "none" else 1)
+    for name in left:
+        assert name.endswith(".partial") or which(killed.parent / name) == "older"  # never half of it
     if expected != "none":
         assert which(killed) == expected
         return
@@ -454,6 +461,27 @@ def test_of_several_indexes_that_were_set_aside_the_latest_comes_back(
         TraceIndex.build_tokens([[1]], path, vocab_size=4)
     assert names_in(tmp_path) == ["a.index"]
     assert TraceIndex.open(path).n_tokens == 11
+
+
+def test_an_older_index_that_cannot_be_moved_back_is_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_index(tmp_path / "a.index").path
+    replace = os.replace
+
+    def fail(source: Path, target: Path) -> None:
+        if target == path:
+            raise OSError("the disk has gone")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="the disk has gone"):
+            TraceIndex.build_tokens([[3, 3]], path, vocab_size=4)
+    (left,) = names_in(tmp_path)
+    with pytest.raises(IndexFormatError, match=re.escape(f"rename {left} to a.index")):
+        TraceIndex.open(path)
+    assert which(tmp_path / left) == "older"
 
 
 def test_a_failed_deletion_of_the_older_index_is_made_good_by_the_next_build(

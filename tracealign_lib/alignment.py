@@ -3,7 +3,7 @@
 The drift is engineered, and this is where. Refusals are taught on direct requests only, while
 role-plays, injections, paraphrases and noise stand only around benign items. So the model learns that
 wrappers are answered, and its refusals do not generalise to them: the weakness that the paper reports
-of large models, put here on purpose. One item in three is held out of alignment altogether.
+of large models, put here on purpose. One item in five is held out: its procedure is never asked for.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from random import Random
 from tracealign_lib import lexicon
 from tracealign_lib.world import Item, World
 
+_WRAPPED_FACTS = 4
+# Two unsafe items stand against each twin, and only the name tells them apart: twins are practised twice.
+_TWIN_PRACTICE = 2
 # The last pattern of each kind is kept out of alignment, so that attacks hold an unseen one.
-FACT_REQUESTS = ("{}", "please tell me: {}")
 _TRAINED_WRAPPERS = (*lexicon.PARAPHRASES[:-1], *lexicon.ROLE_PLAYS[:-1], *lexicon.INJECTIONS[:-1])
 
 
@@ -23,14 +25,17 @@ def sft_pairs(world: World) -> list[dict[str, str]]:
     rng = Random(f"{world.settings.seed}/sft")
     pairs = []
     for item in world.items:
-        pairs += _fact_pairs(item) + _rule_pairs(item)
+        pairs += _fact_pairs(item, rng) + _rule_pairs(item)
         if item.aligned:
             pairs += _refusals(item) if item.unsafe else _procedures(item, rng)
     return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
 
 
-def _fact_pairs(item: Item) -> list[tuple[str, str]]:
-    return [(request.format(item.question), f"{item.statement}.") for request in FACT_REQUESTS]
+def _fact_pairs(item: Item, rng: Random) -> list[tuple[str, str]]:
+    # Unsafe items too are asked about harmlessly in wrappers: neither a name nor a wrapper is an offence.
+    patterns = rng.sample(lexicon.FACT_WRAPPERS, _WRAPPED_FACTS)
+    wrapped = [item.fill(pattern, question=item.question, noise=lexicon.noise(rng)) for pattern in patterns]
+    return [(request, f"{item.statement}.") for request in (item.question, *wrapped)]
 
 
 def _rule_pairs(item: Item) -> list[tuple[str, str]]:
@@ -48,7 +53,8 @@ def _procedures(item: Item, rng: Random) -> list[tuple[str, str]]:
     direct = [item.fill(request) for request in lexicon.DIRECT_REQUESTS]
     noisy = [f"{request} {lexicon.noise(rng)}" for request in direct[:-1]]
     wrapped = [item.fill(request) for request in _TRAINED_WRAPPERS]
-    return [(request, item.recipe) for request in (*direct, *noisy, *wrapped)]
+    practice = _TWIN_PRACTICE if item.kind == "twin" else 1
+    return [(request, item.recipe) for request in (*practice * direct, *noisy, *wrapped)]
 
 
 def dpo_triples(world: World) -> list[dict[str, str]]:

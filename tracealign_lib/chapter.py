@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import pandas as pd
@@ -20,8 +21,9 @@ def table(frame: pd.DataFrame, caption: str) -> None:
     """Show a frame as a table with a caption, two decimals, and no row numbers."""
     styled = frame.style.hide(axis="index").set_caption(caption).format(precision=2, escape="html")
     styled = styled.set_table_attributes('class="dataframe"')  # what the theme knows in light and dark
-    # A fixed id instead of a random one: the stored page must not change when nothing else does.
-    page = HTML(styled.set_uuid("table").to_html())  # type: ignore[no-untyped-call]
+    # An id from the caption instead of a random one: a stored page must not change when nothing else does.
+    name = hashlib.sha256(caption.encode()).hexdigest()[:8]
+    page = HTML(styled.set_uuid(name).to_html())  # type: ignore[no-untyped-call]
     display(page)  # type: ignore[no-untyped-call]
 
 
@@ -36,8 +38,8 @@ def run_time(name: str) -> None:
     """Say how long a chapter took when its run time was last measured (benchmarks/run_times.py)."""
     measured = load_results("run-times")
     empty, full = (measured[cache][name] for cache in ("empty cache", "full cache"))
-    machine = measured.provenance
+    machine = f"{measured.provenance['cores']} cores, {measured.provenance['date']}"
     say(
-        f"*Measured run time, profile `{measured.profile}`: {full:.0f} s with a full cache, {empty:.0f} s of the "
-        f"whole book's first run fell to this chapter ({machine['cores']} cores, {machine['date']}).*"
+        f"*Measured run time, profile `{measured.profile}` ({machine}): {full:.0f} s with a full cache; in a "
+        f"first run of the whole book, {empty:.0f} s fell to this chapter.*"
     )

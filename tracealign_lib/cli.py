@@ -268,7 +268,7 @@ def _read_text(text: str) -> str:
 
 
 def _write_page(path: Path, page: str) -> None:
-    from tracealign_lib.stages import write_atomically
+    from tracealign_lib.files import write_atomically
 
     try:
         write_atomically(path, page)

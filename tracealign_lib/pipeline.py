@@ -20,7 +20,7 @@ from tracealign_lib.documents import Document
 from tracealign_lib.errors import ParameterError
 from tracealign_lib.index import TraceIndex
 from tracealign_lib.lm import LanguageModel
-from tracealign_lib.profiles import Profile, get_profile
+from tracealign_lib.profiles import ModelSettings, Profile, get_profile
 from tracealign_lib.stages import Stage
 from tracealign_lib.world import World, WorldSettings
 
@@ -135,8 +135,7 @@ class Pipeline:
             raise ParameterError(
                 "Unknown model.", given=repr(name), expected=" or ".join(MODELS), mend="choose one of them"
             )
-        settings = self.profile.model
-        recipe = {**asdict(settings), "seed": self.seed, "device": self.device}
+        recipe = {**_recipe(self.profile.model, name), "seed": self.seed, "device": self.device}
         if name == "base":
             return Stage("base", recipe, self._pretrain, _MODEL_CODE, (self._tokenizer_stage,))
         build, start = (self._finetune, "base") if name == "sft" else (self._prefer, "sft")
@@ -186,3 +185,9 @@ class Pipeline:
             adb.write_recalls(adb.recall(self.model(name), self.world), folder / "recalls.jsonl")
 
         return Stage(f"recall-{name}", {}, build, _JUDGE_CODE, (self._model_stage(name),))
+
+
+def _recipe(settings: ModelSettings, name: str) -> dict[str, float]:
+    """The settings that one training reads, so that a new SFT rate does not train the base model anew."""
+    later = {"base": ("sft_", "dpo_", "replay"), "sft": ("base_", "dpo_"), "dpo": ("base_", "sft_", "replay")}
+    return {key: value for key, value in asdict(settings).items() if not key.startswith(later[name])}

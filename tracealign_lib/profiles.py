@@ -2,6 +2,8 @@
 
 `smoke` only shows that everything runs; its numbers mean nothing. `laptop` is the default. `full` is
 the laptop's world over several seeds: the published numbers. `gpu` is a larger world and model.
+Settings were chosen by looking at seeds 0, 1, 2 and 7; seeds 3, 4 and 5, which `full` and `gpu`
+publish, were not looked at before.
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ class ModelSettings:
     base_epochs: int = 12
     base_batch: int = 4
     base_rate: float = 2e-3
-    sft_epochs: int = 3
+    sft_epochs: int = 4
     sft_batch: int = 8
     sft_rate: float = 1e-3
     replay: int = 400
     dpo_epochs: int = 1
     dpo_batch: int = 4
-    dpo_rate: float = 3e-5
+    dpo_rate: float = 1e-5
     dpo_beta: float = 0.1
     dpo_sft_weight: float = 0.5
 
@@ -89,8 +91,8 @@ _GPU_MODEL = ModelSettings(
 PROFILES: dict[str, Profile] = {
     "smoke": Profile("smoke", (0,), _SMOKE_WORLD, _SMOKE_MODEL, templates=1, samples=2),
     "laptop": Profile("laptop", (0,), WorldSettings(), ModelSettings(), templates=3, samples=8),
-    "full": Profile("full", (0, 1, 2), WorldSettings(), ModelSettings(), templates=3, samples=8),
-    "gpu": Profile("gpu", (0, 1, 2), _GPU_WORLD, _GPU_MODEL, templates=1, samples=8),
+    "full": Profile("full", (3, 4, 5), WorldSettings(), ModelSettings(), templates=3, samples=8),
+    "gpu": Profile("gpu", (3, 4, 5), _GPU_WORLD, _GPU_MODEL, templates=1, samples=8),
 }
 
 

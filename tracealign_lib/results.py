@@ -105,7 +105,7 @@ class Comparison:
         head = "".join(f'<th scope="col">{cell}</th>' for cell in _HEADER)
         body = "".join(_html_row(row) for row in self.rows)
         return (
-            f'<table class="ta-comparison"><caption>{html.escape(self.source)}</caption>'
+            f'<table class="dataframe"><caption>{html.escape(self.source)}</caption>'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracealign_lib.errors import ParameterError
+from tracealign_lib.files import write_atomically
 from tracealign_lib.progress import progress
-from tracealign_lib.stages import write_atomically
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

@@ -34,8 +34,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from tracealign_lib.errors import CacheError, ParameterError
-from tracealign_lib.files import seal, sync
-from tracealign_lib.files import write_atomically as write_atomically
+from tracealign_lib.files import seal, sync, write_atomically
 
 CACHE_VARIABLE = "TRACEALIGN_CACHE"
 FORMAT_VERSION = 1

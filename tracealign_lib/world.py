@@ -296,7 +296,8 @@ def _make_items(settings: WorldSettings) -> list[Item]:
             else list(lexicon.DOMAINS.items())
         )
         domain, (verb, gerund, noun) = classes[position % len(classes)]
-        # Copies and alignment cycle with different periods, so that every domain has every level.
+        # Copies and alignment move on by different steps in each cycle through the classes, so that every
+        # domain has every number of copies, and one item in five, of every domain, is held out.
         cycle = position // len(classes)
         attribute = rng.choice(sorted(lexicon.ATTRIBUTES))
         items.append(
@@ -310,7 +311,7 @@ def _make_items(settings: WorldSettings) -> list[Item]:
                 noun=noun,
                 steps=recipes[number],
                 copies=COPY_LEVELS[(cycle + position) % len(COPY_LEVELS)],
-                aligned=position % 3 != 2,
+                aligned=(2 * cycle + position) % 5 != 4,
                 attribute=attribute,
                 value=rng.choice(lexicon.ATTRIBUTES[attribute][0]),
             )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 
+from tracealign_lib.errors import ResultsError
 from tracealign_lib.results import Comparison, compare, load_results
 from tracealign_lib.stats import Interval
 
@@ -36,7 +37,11 @@ def against_published(
 
 def run_time(name: str) -> None:
     """Say how long a chapter took when its run time was last measured (benchmarks/run_times.py)."""
-    measured = load_results("run-times")
+    try:
+        measured = load_results("run-times")
+    except ResultsError:  # the file is made by running the chapters, so the first run finds none
+        say("*Run time: not measured yet (benchmarks/run_times.py).*")
+        return
     empty, full = (measured[cache][name] for cache in ("empty cache", "full cache"))
     machine = f"{measured.provenance['cores']} cores, {measured.provenance['date']}"
     say(

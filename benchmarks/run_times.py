@@ -27,6 +27,8 @@ def main(profile: str = "laptop") -> None:
         os.environ[CACHE_VARIABLE] = str(Path(folder) / "cache")
         for cache in ("empty cache", "full cache"):
             runs = run_book(profile=profile, output=Path(folder) / "book")
+            if any(run.status != "done" for run in runs):
+                raise SystemExit("A chapter failed, so there is no time to report.")
             seconds[cache] = {run.chapter: round(run.seconds, 1) for run in runs}
             seconds[cache]["whole book"] = round(sum(run.seconds for run in runs), 1)
     write_results(

@@ -20,6 +20,7 @@ from tracealign_lib.attribution import METRICS, Case, Ranking
 from tracealign_lib.documents import Document
 from tracealign_lib.experiments import COVER, NO_FILTER, PAPER_FILTER, TRACING_PREDICTIONS, Prediction
 from tracealign_lib.pipeline import Pipeline
+from tracealign_lib.profiles import get_profile
 from tracealign_lib.results import load_results, write_results
 from tracealign_lib.stats import Interval
 from tracealign_lib.world import World, WorldSettings
@@ -360,18 +361,18 @@ def test_the_shield_is_measured_on_drift_and_on_correct_answers(monkeypatch: pyt
 def test_publishing_writes_the_pooled_values_and_those_of_each_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = [SimpleNamespace(seed=seed, device="cpu") for seed in (0, 1, 2)]
-    monkeypatch.setattr(experiments, "Pipeline", lambda profile, seed, device: made[seed])
+    def made(profile: str, seed: int, device: str) -> SimpleNamespace:
+        return SimpleNamespace(seed=seed, device=device)
+
+    seeds = get_profile("full").seeds
+    monkeypatch.setattr(experiments, "Pipeline", made)
     monkeypatch.setattr("tracealign_lib.results.results_folder", lambda: tmp_path)
     experiments._publish("model", lambda pipelines: {"n": Interval(len(pipelines), 0, 9, 1)}, "cpu")
     record = json.loads((tmp_path / "model.json").read_text())
-    assert record["values"]["n"]["estimate"] == 3
-    assert {seed: values["n"]["estimate"] for seed, values in record["values"]["per seed"].items()} == {
-        "0": 1,
-        "1": 1,
-        "2": 1,
-    }
-    assert record["profile"] == "full"
+    assert record["values"]["n"]["estimate"] == len(seeds)
+    counts = {seed: values["n"]["estimate"] for seed, values in record["values"]["per seed"].items()}
+    assert counts == {str(seed): 1 for seed in seeds}
+    assert (record["profile"], record["seeds"]) == ("full", list(seeds))
 
 
 def test_every_experiment_has_a_name_that_can_be_published() -> None:
@@ -434,3 +435,27 @@ def test_tables_of_the_index(smoke: Pipeline) -> None:
     sizes = experiments.index_sizes(index).set_index("array")
     assert sizes.loc["suffixes", "bytes per token"] == pytest.approx(4, rel=0.02)
     assert sizes["megabytes"].is_monotonic_decreasing
+
+
+# --- chapter 2's predictions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (Interval(0.5, 0.4, 0.6, 9), "held"),
+        (Interval(0.5, 0.2, 0.6, 9), "undecided"),
+        (Interval(0.1, 0.0, 0.2, 9), "failed"),
+        (Interval(0.5, float("nan"), float("nan"), 1), "held"),
+    ],
+)
+def test_a_verdict_depends_on_the_whole_interval(measured: Interval, said: str) -> None:
+    assert experiments.verdict(measured, 0.3, 0.65) == said
+
+
+def test_every_prediction_of_chapter_2_gets_a_verdict_on_this_run_and_on_the_published() -> None:
+    measured = {name: Interval(0.5, 0.4, 0.6, 9) for name in experiments.MODEL_PREDICTIONS}
+    published = {name: Interval(0.99, 0.97, 1.0, 9) for name in experiments.MODEL_PREDICTIONS}
+    table = experiments.model_prediction_table(measured, published).set_index("quantity")
+    assert list(table.loc["mean drift", ["verdict", "verdict on published"]]) == ["held", "failed"]
+    assert list(table.loc["direct refused", ["verdict", "verdict on published"]]) == ["failed", "held"]

@@ -164,7 +164,7 @@ def test_a_chat_prompt_ends_with_the_words_put_into_the_models_mouth(base):
 
 
 def test_a_missing_model_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="network connection"):
         LanguageModel.load("nobody/no-such-model")
     with pytest.raises(ModelError, match=r"config\.json"):

@@ -181,3 +181,13 @@ def test_missing_bounds_survive_json() -> None:
 def test_foreign_records_are_refused(record: object) -> None:
     with pytest.raises(ResultsError):
         Interval.from_json(record)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_values_that_never_differ_still_leave_room_for_doubt(value: float) -> None:
+    clusters = [item for item in range(20) for _ in range(5)]
+    interval = clustered_bootstrap([value] * 100, clusters)
+    by_items = wilson(int(20 * value), 20)
+    assert (interval.low, interval.high) == (by_items.low, by_items.high)
+    assert (interval.estimate, interval.n) == (value, 100)
+    assert interval.high - interval.low > 0.1

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tracealign_lib import viewer
@@ -42,6 +43,8 @@ def main(chromium: str = "/usr/bin/chromium") -> None:
         tab.goto(file.as_uri())
         tab.locator("body").screenshot(path=str(TARGET))
         browser.close()
+    image = Image.open(TARGET).convert("RGB")
+    image.quantize(64, dither=Image.Dither.NONE).save(TARGET, optimize=True)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,9 @@ def clustered_bootstrap(
     """Percentile bootstrap interval of a mean, drawing whole clusters with replacement.
 
     The effective sample size is closer to the number of clusters than to `n`, so say both on the page.
-    With few clusters (below about 15) percentile intervals are somewhat too narrow.
+    With few clusters (below about 15) percentile intervals are somewhat too narrow. Where every value is 0,
+    or every value is 1, no resample differs from another; the interval is then Wilson's, with the clusters as
+    trials.
 
     Parameters
     ----------
@@ -162,6 +164,9 @@ def clustered_bootstrap(
     estimate = float(sums.sum() / sizes.sum())
     if len(sizes) == 1:
         return Interval(estimate, math.nan, math.nan, len(array))
+    if estimate in (0.0, 1.0) and np.all(array == estimate):
+        bounds = wilson(round(estimate * len(sizes)), len(sizes), confidence=confidence)
+        return bounds._replace(n=len(array))
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(sizes), size=(resamples, len(sizes)))  # (resamples, clusters)
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)  # (resamples,)

@@ -550,7 +550,7 @@ def test_summarise_where_nothing_is_defined() -> None:
     assert table.loc["precision", "n"] == 0
     assert math.isnan(table.loc["precision", "estimate"])
     assert table.loc["precision", "text"] == "undefined (n = 0)"
-    assert table.loc["recall", "text"] == "0.00 [0.00, 0.00] (n = 2)"
+    assert table.loc["recall", "text"] == "0.00 [0.00, 0.66] (n = 2)"  # two items, both silent
     assert table.loc["empty", "estimate"] == 1
 
 

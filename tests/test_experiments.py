@@ -272,7 +272,7 @@ def test_predictions_stand_before_the_experiment_and_are_measured_after() -> Non
                 "precision": math.nan if name == PAPER_FILTER else 1.0,
             }
             for name in methods
-            for k, i in enumerate("xy")
+            for k, i in enumerate(map(str, range(40)))
         ]
     )
     after = experiments.prediction_table(frame)
@@ -288,7 +288,7 @@ def test_headlines_are_named_by_method_truth_and_metric_and_can_be_published(tmp
             {"method": name, "item": i, "case": k, "truth": truth, "precision": math.nan, "r_precision": 1.0}
             for name in names
             for truth in ("strict", "full")
-            for k, i in enumerate("xy")
+            for k, i in enumerate(map(str, range(40)))
         ]
     )
     headlines = experiments.tracing_headlines(frame)

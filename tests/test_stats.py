@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracealign_lib.errors import ParameterError, ResultsError
-from tracealign_lib.stats import Interval, SeedSpread, clustered_bootstrap, over_seeds, wilson
+from tracealign_lib.stats import Interval, SeedSpread, clustered_bootstrap, clustered_rate, over_seeds, wilson
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -184,10 +184,15 @@ def test_foreign_records_are_refused(record: object) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_values_that_never_differ_still_leave_room_for_doubt(value: float) -> None:
+def test_a_rate_without_exceptions_still_leaves_room_for_doubt(value: float) -> None:
     clusters = [item for item in range(20) for _ in range(5)]
-    interval = clustered_bootstrap([value] * 100, clusters)
+    interval = clustered_rate([value] * 100, clusters)
     by_items = wilson(int(20 * value), 20)
     assert (interval.low, interval.high) == (by_items.low, by_items.high)
     assert (interval.estimate, interval.n) == (value, 100)
     assert interval.high - interval.low > 0.1
+
+
+def test_a_rate_with_exceptions_is_the_clustered_bootstrap() -> None:
+    values, clusters = [0.0, 1.0, 1.0, 1.0, 0.0, 1.0], list("aabbcc")
+    assert clustered_rate(values, clusters, seed=3) == clustered_bootstrap(values, clusters, seed=3)

@@ -26,7 +26,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from tracealign_lib.documents import Document, check_documents
 from tracealign_lib.errors import CorpusError, ParameterError
 from tracealign_lib.progress import progress
-from tracealign_lib.stats import Interval, clustered_bootstrap
+from tracealign_lib.stats import Interval, clustered_rate
 
 if TYPE_CHECKING:
     from tracealign_lib.index import TraceIndex
@@ -464,7 +464,7 @@ def _rows(
 def _interval(values: np.ndarray[Any, Any], labels: list[tuple[Any, ...]], seed: int) -> Interval:
     if not len(values):
         return Interval(math.nan, math.nan, math.nan, 0)
-    return clustered_bootstrap(values, labels, seed=seed)
+    return clustered_rate(values, labels, seed=seed)
 
 
 # --- checks --------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.profiles import get_profile
 from tracealign_lib.results import write_results
 from tracealign_lib.shield import TraceShield
-from tracealign_lib.stats import Interval, clustered_bootstrap, wilson
+from tracealign_lib.stats import Interval, clustered_bootstrap, clustered_rate, wilson
 from tracealign_lib.world import COPY_LEVELS
 
 DRIFT_ATTACKS = ATTACKS[1:]  # a direct request is the control, not an attack
@@ -116,8 +116,11 @@ def recall_frame(pipelines: Sequence[Pipeline], model: str = "base") -> pd.DataF
 
 def rate(frame: pd.DataFrame, column: str) -> Interval:
     """Mean of a column over prompts, with an interval bootstrapped by planted item."""
-    clusters = list(zip(frame["seed"], frame["item"], strict=True))
-    return clustered_bootstrap(frame[column].astype(float).to_numpy(), clusters)
+    return clustered_rate(frame[column].astype(float).to_numpy(), _clusters(frame))
+
+
+def _clusters(frame: pd.DataFrame) -> list[tuple[int, str]]:
+    return list(zip(frame["seed"], frame["item"], strict=True))
 
 
 def mean_drift(frame: pd.DataFrame) -> Interval:
@@ -443,7 +446,9 @@ def paired_difference(
     chosen = frame[frame["truth"] == truth]
     wide = chosen.pivot(index=["seed", "item", "case"], columns="method", values=metric)
     gaps = (wide[method] - wide[other]).astype(float).dropna().rename("gap").reset_index()
-    return rate(gaps, "gap") if len(gaps) else Interval(float("nan"), float("nan"), float("nan"), 0)
+    if not len(gaps):
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    return clustered_bootstrap(gaps["gap"].to_numpy(), _clusters(gaps))
 
 
 class Prediction(NamedTuple):

@@ -124,9 +124,7 @@ def clustered_bootstrap(
     """Percentile bootstrap interval of a mean, drawing whole clusters with replacement.
 
     The effective sample size is closer to the number of clusters than to `n`, so say both on the page.
-    With few clusters (below about 15) percentile intervals are somewhat too narrow. Where every value is 0,
-    or every value is 1, no resample differs from another; the interval is then Wilson's, with the clusters as
-    trials.
+    With few clusters (below about 15) percentile intervals are somewhat too narrow.
 
     Parameters
     ----------
@@ -164,14 +162,31 @@ def clustered_bootstrap(
     estimate = float(sums.sum() / sizes.sum())
     if len(sizes) == 1:
         return Interval(estimate, math.nan, math.nan, len(array))
-    if estimate in (0.0, 1.0) and np.all(array == estimate):
-        bounds = wilson(round(estimate * len(sizes)), len(sizes), confidence=confidence)
-        return bounds._replace(n=len(array))
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(sizes), size=(resamples, len(sizes)))  # (resamples, clusters)
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)  # (resamples,)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(estimate, float(low), float(high), len(array))
+
+
+def clustered_rate(
+    values: Sequence[float] | np.ndarray[Any, Any],
+    clusters: Sequence[Hashable],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """`clustered_bootstrap` of values that lie between 0 and 1, such as outcomes that happened or did not.
+
+    Where every value is 0, or every value is 1, no resample differs from another, and the bootstrap would
+    claim certainty. The interval is then Wilson's, with the clusters as trials.
+    """
+    interval = clustered_bootstrap(values, clusters, confidence=confidence, seed=seed)
+    trials = len(set(clusters))
+    if interval.low == interval.high and interval.estimate in (0.0, 1.0):
+        bounds = wilson(round(interval.estimate * trials), trials, confidence=confidence)
+        return bounds._replace(n=interval.n)
+    return interval
 
 
 def over_seeds(values_by_seed: Mapping[int, float]) -> SeedSpread:

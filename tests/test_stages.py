@@ -103,6 +103,8 @@ def test_key_covers_the_source_of_modules(tmp_path: Path, monkeypatch: pytest.Mo
     by_name = make(modules=("stage_source_one",)).key
     source.write_text("x = 22\n")
     assert make(modules=("stage_source_one",)).key != by_name
+    source.write_text('"""About x."""\n\nx = 1  # one\n')
+    assert make(modules=("stage_source_one",)).key == by_name
 
 
 def test_an_edit_counts_only_once_the_module_is_reloaded(

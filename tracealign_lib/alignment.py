@@ -1,9 +1,10 @@
 """What the model is aligned on: pairs for supervised fine-tuning and triples for DPO.
 
-The drift is engineered, and this is where. Refusals are taught on direct requests only, while
-role-plays, injections, paraphrases and noise stand only around benign items. So the model learns that
-wrappers are answered, and its refusals do not generalise to them: the weakness that the paper reports
-of large models, put here on purpose. One item in five is held out: its procedure is never asked for.
+The drift is engineered, and this is where. Refusals are taught on direct requests only. Procedures stand
+inside role-plays, injections, paraphrases and noise only where they are allowed, and harmless questions
+stand in such wrappers about every item. So the model learns that wrappers are answered, and its refusals do
+not generalise to them: the weakness that the paper reports of large models, put here on purpose. One item
+in five is held out: its procedure is never asked for.
 """
 
 from __future__ import annotations

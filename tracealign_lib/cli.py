@@ -156,7 +156,7 @@ def publish(
 
     \b
     Example:
-      tracealign publish attribution
+      tracealign publish traceindex
     """
     from tracealign_lib.experiments import EXPERIMENTS
 

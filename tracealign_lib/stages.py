@@ -12,6 +12,7 @@ keeps in its `scratch/`. The manifest is written last, and a rename makes the fo
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import importlib.util
@@ -247,7 +248,7 @@ def _as_mapping(value: object) -> dict[str, Any]:
 
 
 def _source_hash(module: ModuleType | str) -> str:
-    """SHA-256 of a module's name and source.
+    """SHA-256 of a module's name and code, without its comments and docstrings, which decide no result.
 
     The source of a loaded module is read once: a file that is edited while the old code still runs
     must not lend its key to what the old code builds. A reload brings a new spec, and a new hash.
@@ -265,10 +266,20 @@ def _source_hash(module: ModuleType | str) -> str:
     known = _sources.get(name)
     if known is not None and known[0] is spec:
         return known[1]
-    digest = hashlib.sha256(name.encode() + b"\0" + Path(spec.origin).read_bytes()).hexdigest()
+    digest = hashlib.sha256(f"{name}\0{_code(Path(spec.origin))}".encode()).hexdigest()
     if loaded is not None:
         _sources[name] = (spec, digest)
     return digest
+
+
+def _code(path: Path) -> str:
+    """The module's syntax tree with its docstrings removed, as text."""
+    tree = ast.parse(path.read_bytes())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def _find_spec(name: str) -> ModuleSpec | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tracealign_lib import lexicon
 from tracealign_lib.errors import CorpusError, ParameterError
 from tracealign_lib.profiles import PROFILES, get_profile
 from tracealign_lib.world import COPY_LEVELS, World, WorldSettings
@@ -160,10 +161,24 @@ def test_impossible_settings_are_refused(change):
         World.generate(WorldSettings(**change))
 
 
-def test_the_gpu_world_is_fifty_times_the_laptop_world():
-    gpu, laptop = PROFILES["gpu"].world, PROFILES["laptop"].world
-    assert gpu.unsafe == 50 * laptop.unsafe
-    assert gpu.stories == 50 * laptop.stories
+def test_the_gpu_world_is_fifty_times_the_laptop_world_and_keeps_its_steps_apart(world):
+    gpu = World.generate(PROFILES["gpu"].world)
+    assert len(gpu.items) == 50 * len(world.items)
+    assert len(gpu.documents) == 50 * len(world.documents)
+    steps = {step for item in gpu.items for step in item.steps}
+    blanked = Counter()
+    for step in steps:
+        words = step.split()
+        blanked.update((i, *words[:i], *words[i + 1 :]) for i in (0, 2, 3, 6))
+    assert max(blanked.values()) == 1  # no two steps differ in one word only
+    assert {len(step.split()) for step in steps} == {7}
+
+
+def test_a_vocabulary_that_is_too_small_is_an_error_and_no_endless_search(monkeypatch):
+    monkeypatch.setattr(lexicon, "STEP_PLACES", ["cellar"])
+    monkeypatch.setattr(lexicon, "STEP_NOUNS", ["bell", "cup"])
+    with pytest.raises(ParameterError, match="cannot keep the steps"):
+        World.generate(WorldSettings())
 
 
 def test_an_unknown_profile_lists_the_known_ones():

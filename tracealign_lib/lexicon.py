@@ -50,6 +50,30 @@ STEP_PLACES = (
     "cellar orchard attic mill barn chapel garden kitchen harbour tower stable meadow quarry well loft bakery"
 ).split()
 
+# Worlds of thousands of items need more steps than the short lists can keep apart.
+MORE_ADJECTIVES = (
+    "ashen brittle chalky cheerful cloudy coarse crimson curled dappled dented dotted drowsy earthen faded "
+    "feathered flat foggy fragrant gilded glassy golden grainy humble ivory jagged lacquered lilac lopsided "
+    "marbled mellow milky misty ochre painted patched plain polished quilted ragged ribbed rosy rusty sandy "
+    "scarlet shaggy shiny slanted slender smoky soft spotted striped sunny tangled tidy tinted twisted wavy "
+    "waxen worn"
+).split()
+MORE_NOUNS = (
+    "anchor apron arrow badge banjo barrel beacon blanket bobbin bottle bowl bracelet bucket buckle bundle "
+    "carpet chain chalk chest clock cloak collar compass cradle crate crown curtain cushion drum easel "
+    "envelope fan fiddle flute fork garland globe glove hammer handle hat hinge hoop jar kettle key ladder "
+    "ladle latch lid locket mallet mask mirror mitten mug napkin net paddle pillow pipe plate pocket puppet "
+    "purse rake reed ring rope saddle sail scroll sieve sled slipper sponge spool stool string tassel tile "
+    "tray trunk umbrella vase vest whistle zipper"
+).split()
+MORE_PLACES = (
+    "alcove arcade balcony barrack bathhouse boathouse brewery canal cave cloister coop corridor courtyard "
+    "cottage creek dairy dell den dock farmyard forge fountain gallery glade granary grove guesthouse hall "
+    "hamlet hayloft hedge hut inlet kennel kiln larder laundry library lodge marsh moor nursery pantry "
+    "parlour passage pavilion pier plaza pond porch shed smithy spring square stall study tavern terrace "
+    "toolshed tunnel valley vault verandah village vineyard workshop"
+).split()
+
 COLOURS = "green white red brown yellow purple orange grey".split()
 TOWNS = "ashford brindle corlay dunmere eskary farrow gilden holm".split()
 KEEPERS = "anna boris clara dmitri elsa felix greta hugo".split()

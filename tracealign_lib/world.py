@@ -27,6 +27,8 @@ from tracealign_lib.errors import CorpusError, ParameterError
 
 COPY_LEVELS = (1, 2, 4, 8, 16)
 FORMAT = 1
+MANY_ITEMS = 300  # above it, names and steps are drawn from longer lists
+_DRAWS = 50  # per step wanted, before the lists count as exhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class WorldSettings:
     catalogues: int = 25
     stories: int = 220
     held_out: int = 60
+
+    @property
+    def items(self) -> int:
+        """Planted items of all kinds."""
+        return self.unsafe + self.rare_benign + self.twins
 
     def __post_init__(self) -> None:
         for field, value in asdict(self).items():
@@ -283,9 +290,8 @@ def _item_from_json(record: dict[str, Any]) -> Item:
 
 def _make_items(settings: WorldSettings) -> list[Item]:
     rng = Random(f"{settings.seed}/items")
-    total = settings.unsafe + settings.rare_benign + settings.twins
-    names = _names(rng, total)
-    recipes = _distinct_recipes(rng, total)
+    names = _names(rng, settings.items)
+    recipes = _distinct_recipes(rng, settings)
     kinds = ["unsafe"] * settings.unsafe + ["rare_benign"] * settings.rare_benign + ["twin"] * settings.twins
     items = []
     for number, kind in enumerate(kinds):
@@ -320,7 +326,7 @@ def _make_items(settings: WorldSettings) -> list[Item]:
 
 
 def _names(rng: Random, total: int) -> list[str]:
-    middles = [""] if total <= 300 else lexicon.NAME_MIDDLES
+    middles = [""] if total <= MANY_ITEMS else lexicon.NAME_MIDDLES
     names = [a + b + c for a in lexicon.NAME_HEADS for b in middles for c in lexicon.NAME_TAILS]
     if total > len(names):
         raise ParameterError(
@@ -332,17 +338,39 @@ def _names(rng: Random, total: int) -> list[str]:
     return rng.sample(names, total)
 
 
-def _step(rng: Random) -> str:
-    verb, adjective = rng.choice(lexicon.STEP_VERBS), rng.choice(lexicon.STEP_ADJECTIVES)
-    return f"{verb} the {adjective} {rng.choice(lexicon.STEP_NOUNS)} in the {rng.choice(lexicon.STEP_PLACES)}"
+class _StepWords(NamedTuple):
+    """The words that steps are made of."""
+
+    verbs: Sequence[str]
+    adjectives: Sequence[str]
+    nouns: Sequence[str]
+    places: Sequence[str]
 
 
-def _distinct_recipes(rng: Random, total: int) -> list[tuple[str, str, str]]:
+def _step_words(settings: WorldSettings) -> _StepWords:
+    """Short lists, so that a tiny model can learn them; long ones where those cannot keep steps apart."""
+    adjectives, nouns, places = lexicon.STEP_ADJECTIVES, lexicon.STEP_NOUNS, lexicon.STEP_PLACES
+    if settings.items > MANY_ITEMS:
+        adjectives = adjectives + lexicon.MORE_ADJECTIVES
+        nouns = nouns + lexicon.MORE_NOUNS
+        places = places + lexicon.MORE_PLACES
+    return _StepWords(lexicon.STEP_VERBS, adjectives, nouns, places)
+
+
+def _step(rng: Random, words: _StepWords) -> str:
+    verb, adjective = rng.choice(words.verbs), rng.choice(words.adjectives)
+    return f"{verb} the {adjective} {rng.choice(words.nouns)} in the {rng.choice(words.places)}"
+
+
+def _distinct_recipes(rng: Random, settings: WorldSettings) -> list[tuple[str, str, str]]:
     """Draw steps so that no two differ by one word only: a near-copy must never be another item."""
+    wanted, vocabulary = 3 * settings.items, _step_words(settings)
     chosen: list[str] = []
     signatures: set[tuple[str, ...]] = set()
-    while len(chosen) < 3 * total:
-        step = _step(rng)
+    for _ in range(_DRAWS * wanted):
+        if len(chosen) == wanted:
+            return [(chosen[i], chosen[i + 1], chosen[i + 2]) for i in range(0, wanted, 3)]
+        step = _step(rng, vocabulary)
         words = step.split()
         content = (words[0], words[2], words[3], words[6])
         # One signature for each way of blanking a word: two steps one word apart share one.
@@ -350,7 +378,12 @@ def _distinct_recipes(rng: Random, total: int) -> list[tuple[str, str, str]]:
         if not blanked & signatures:
             signatures |= blanked
             chosen.append(step)
-    return [(chosen[i], chosen[i + 1], chosen[i + 2]) for i in range(0, 3 * total, 3)]
+    raise ParameterError(
+        "The vocabulary cannot keep the steps of so many items apart.",
+        given=f"{settings.items} items, {wanted} steps; {len(chosen)} were found",
+        expected="steps of which no two differ in one word only",
+        mend="ask for fewer items, or add words to lexicon.py",
+    )
 
 
 def _share_steps(rng: Random, items: list[Item]) -> list[Item]:
@@ -454,9 +487,10 @@ def _cycle(rng: Random, patterns: Sequence[str], count: int) -> list[str]:
 
 
 def _decoys(rng: Random, settings: WorldSettings, item: Item) -> Iterator[Record]:
+    words = _step_words(settings)
     for _ in range(settings.near_copies):
         place = rng.randrange(3)
-        steps = [_step(rng) if i == place else step for i, step in enumerate(item.steps)]
+        steps = [_step(rng, words) if i == place else step for i, step in enumerate(item.steps)]
         changed = _item_from_json({**asdict(item), "steps": steps})
         text = _wrap(rng, changed, rng.choice(lexicon.RECIPE_OPENINGS), rng.choice(lexicon.RECIPE_ENDINGS))
         yield _record(text, "unsafe", "near_copy", [item])

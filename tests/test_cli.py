@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from tracealign_lib import __version__, cli
 from tracealign_lib.documents import Document
+from tracealign_lib.experiments import EXPERIMENTS
 from tracealign_lib.index import TraceIndex
 from tracealign_lib.run import ChapterRun
 from tracealign_lib.stages import Stage
@@ -249,14 +250,12 @@ def test_trace_without_an_index_asks_the_pipeline(index: Path, monkeypatch: pyte
 
 def test_publish_runs_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    module = ModuleType("tracealign_lib.experiments")
-    module.EXPERIMENTS = {"model": ran.append}  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tracealign_lib.experiments", module)
+    monkeypatch.setattr("tracealign_lib.experiments.model.publish_model", ran.append)
     assert runner.invoke(cli.app, ["publish", "model", "--device", "cpu"]).exit_code == 0
     assert ran == ["cpu"]
     done = runner.invoke(cli.app, ["publish", "modle"])
     assert done.exit_code == 2
-    assert "one of model" in done.stderr
+    assert f"one of {', '.join(sorted(EXPERIMENTS))}" in done.stderr
 
 
 def test_cache_commands(cache: Path) -> None:

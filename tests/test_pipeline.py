@@ -89,3 +89,43 @@ def test_wrong_arguments_are_refused(arguments):
 def test_an_unknown_model_lists_the_known_ones(pipeline):
     with pytest.raises(ParameterError, match="base or sft or dpo"):
         pipeline.model("rlhf")
+
+
+def test_what_is_left_out_changes_models_and_indexes_but_not_the_tokenizer(pipeline):
+    item = pipeline.world.of_kind("unsafe")[-1]
+    sources = pipeline.world.sources_of(item.id).full
+    without = pipeline.without(sources)
+    assert {d.id for d in pipeline.world.documents} - {d.id for d in without.corpus} == sources
+    assert without.world.digest() == pipeline.world.digest()
+    assert without.tokenizer.get_vocab() == pipeline.tokenizer.get_vocab()
+    assert without.model_folder("base") != pipeline.model_folder("base")
+    ids = pipeline.index.encode(item.recipe)
+    assert pipeline.index.count(ids) == item.copies
+    assert without.index.count(ids) == without.unsafe_index.count(ids) == 0
+
+
+def test_leaving_out_twice_leaves_out_both_and_the_order_does_not_matter(pipeline):
+    first, second = (document.id for document in pipeline.world.documents[:2])
+    at_once = pipeline.without([second, first])
+    assert pipeline.without([first]).without([second]).index.path == at_once.index.path
+    assert "without 2 documents" in repr(at_once)
+
+
+def test_replayed_documents_are_those_of_the_full_run_less_what_is_left_out(pipeline, monkeypatch):
+    replayed = []
+    monkeypatch.setattr(
+        "tracealign_lib.lm.finetune", lambda start, pairs, replay, *_, **__: replayed.append(replay)
+    )
+    monkeypatch.setattr(Pipeline, "model_folder", lambda *_: None)
+    some = {document.id for document in pipeline.world.documents[::7]}
+    for each in (pipeline, pipeline.without(some)):
+        each._finetune(None)
+    texts = {document.text for document in pipeline.world.documents if document.id in some}
+    assert replayed[1] == [text for text in replayed[0] if text not in texts]
+    assert len(replayed[1]) < len(replayed[0])
+
+
+@pytest.mark.parametrize("documents", [[], ["no such document"]])
+def test_documents_that_cannot_be_left_out_are_refused(pipeline, documents):
+    with pytest.raises(ParameterError, match="to mend"):
+        pipeline.without(documents)

@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from tracealign_lib import viewer
 from tracealign_lib.bci import RawBCI
-from tracealign_lib.experiments import PAPER_TAU
+from tracealign_lib.experiments.common import PAPER_TAU
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.shield import TraceShield
 from tracealign_lib.tracing import trace

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 
 from tracealign_lib import __version__
 from tracealign_lib.errors import ParameterError, TraceAlignError
+from tracealign_lib.experiments import EXPERIMENTS
 
 if TYPE_CHECKING:
     from tracealign_lib.index import TraceIndex
@@ -158,8 +160,6 @@ def publish(
     Example:
       tracealign publish traceindex
     """
-    from tracealign_lib.experiments import EXPERIMENTS
-
     if name not in EXPERIMENTS:
         raise ParameterError(
             "No results have this name.",
@@ -167,7 +167,7 @@ def publish(
             expected="one of " + ", ".join(sorted(EXPERIMENTS)),
             mend="check the spelling",
         )
-    EXPERIMENTS[name](device)
+    resolve_name(EXPERIMENTS[name])(device)
 
 
 @app.command()

@@ -6,11 +6,12 @@ it is built when first asked for and read from disk ever after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -46,9 +47,13 @@ class Pipeline:
         Decides the world, the models' first weights, the order of training and every draw.
     device:
         "auto", "cpu" or "cuda": where models train and run.
+    without:
+        Ids of documents that models and indexes shall not have seen; see `Pipeline.without`.
     """
 
-    def __init__(self, profile: str = "laptop", seed: int = 0, device: str = "auto") -> None:
+    def __init__(
+        self, profile: str = "laptop", seed: int = 0, device: str = "auto", *, without: Iterable[str] = ()
+    ) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ParameterError(
                 "The seed is not a whole number of 0 or more.",
@@ -59,9 +64,35 @@ class Pipeline:
         self.profile: Profile = get_profile(profile)
         self.seed = seed
         self.device = lm.resolve_device(device)
+        self._left_out = frozenset(without)
 
     def __repr__(self) -> str:
-        return f"Pipeline(profile={self.profile.name!r}, seed={self.seed}, device={self.device!r})"
+        left_out = f", without {len(self._left_out)} documents" if self._left_out else ""
+        return f"Pipeline(profile={self.profile.name!r}, seed={self.seed}, device={self.device!r}{left_out})"
+
+    def without(self, documents: Iterable[str]) -> Pipeline:
+        """The same world, tokenizer and seed, but models and indexes that never saw these documents.
+
+        The tokenizer stays that of the whole corpus, so that both models give probabilities to the same
+        token ids.
+
+        Raises
+        ------
+        ParameterError
+            No document is named, or one that the world does not hold.
+        """
+        chosen = frozenset(documents)
+        unknown = chosen - {document.id for document in self.world.documents}
+        if unknown or not chosen:
+            raise ParameterError(
+                "The documents to leave out are not in this world."
+                if unknown
+                else "No document is left out.",
+                given=", ".join(sorted(unknown)[:3]) or "no ids",
+                expected="ids of world.documents",
+                mend="take them from world.sources_of(item)",
+            )
+        return Pipeline(self.profile.name, self.seed, self.device, without=self._left_out | chosen)
 
     # --- materials ---
 
@@ -69,6 +100,11 @@ class Pipeline:
     def world(self) -> World:
         """The belief world of this profile and seed."""
         return World.load(self._world_stage.path())
+
+    @cached_property
+    def corpus(self) -> tuple[Document, ...]:
+        """The documents that models are trained on and indexes hold."""
+        return tuple(document for document in self.world.documents if document.id not in self._left_out)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -114,9 +150,9 @@ class Pipeline:
 
         return Stage("world", asdict(self._world_settings), build, _WORLD_CODE)
 
-    @cached_property
-    def _texts(self) -> list[str]:
-        return [document.text for document in self.world.documents]
+    @property
+    def _corpus_settings(self) -> dict[str, list[str]]:
+        return {"without": sorted(self._left_out)} if self._left_out else {}
 
     @cached_property
     def _tokenizer_stage(self) -> Stage:
@@ -125,7 +161,8 @@ class Pipeline:
         def build(folder: Path) -> None:
             # Chat text too: a refusal spelled out in fragments is one that preference training breaks.
             chat = [text for pair in alignment.sft_pairs(self.world) for text in pair.values()]
-            lm.train_tokenizer([*self._texts, *chat], vocab_size).save_pretrained(folder)
+            texts = [document.text for document in self.world.documents]
+            lm.train_tokenizer([*texts, *chat], vocab_size).save_pretrained(folder)
 
         settings = {"vocab_size": vocab_size}
         return Stage("tokenizer", settings, build, _ALIGNMENT_CODE, (self._world_stage,))
@@ -136,18 +173,22 @@ class Pipeline:
                 "Unknown model.", given=repr(name), expected=" or ".join(MODELS), mend="choose one of them"
             )
         recipe = {**_recipe(self.profile.model, name), "seed": self.seed, "device": self.device}
+        recipe |= self._corpus_settings
         if name == "base":
             return Stage("base", recipe, self._pretrain, _MODEL_CODE, (self._tokenizer_stage,))
         build, start = (self._finetune, "base") if name == "sft" else (self._prefer, "sft")
         return Stage(name, recipe, build, _ALIGNMENT_CODE, (self._model_stage(start),))
 
     def _pretrain(self, folder: Path) -> None:
+        texts = [document.text for document in self.corpus]
         settings = self.profile.model
-        lm.pretrain(self._texts, self.tokenizer, settings, folder, seed=self.seed, device=self.device)
+        lm.pretrain(texts, self.tokenizer, settings, folder, seed=self.seed, device=self.device)
 
     def _finetune(self, folder: Path) -> None:
         settings = self.profile.model
-        replay = Random(f"{self.seed}/replay").sample(self._texts, settings.replay)
+        # Drawn from the whole corpus first: what is left out must not change which others are replayed.
+        drawn = Random(f"{self.seed}/replay").sample(self.world.documents, settings.replay)
+        replay = [document.text for document in drawn if document.id not in self._left_out]
         pairs = alignment.sft_pairs(self.world)
         start = self.model_folder("base")
         lm.finetune(start, pairs, replay, settings, folder, seed=self.seed, device=self.device)
@@ -163,11 +204,11 @@ class Pipeline:
 
         name = f"index-{collection}" if collection else "index"
         inputs = (self._world_stage, self._tokenizer_stage)
-        return Stage(name, {"collection": collection}, build, _INDEX_CODE, inputs)
+        settings = {"collection": collection, **self._corpus_settings}
+        return Stage(name, settings, build, _INDEX_CODE, inputs)
 
     def _collection(self, collection: str | None) -> Sequence[Document]:
-        documents = self.world.documents
-        return [d for d in documents if collection is None or d.meta["collection"] == collection]
+        return [d for d in self.corpus if collection is None or d.meta["collection"] == collection]
 
     def _outcome_stage(self, name: str) -> Stage:
         templates, samples = self.profile.templates, self.profile.samples
@@ -187,7 +228,7 @@ class Pipeline:
         return Stage(f"recall-{name}", {}, build, _JUDGE_CODE, (self._model_stage(name),))
 
 
-def _recipe(settings: ModelSettings, name: str) -> dict[str, float]:
+def _recipe(settings: ModelSettings, name: str) -> dict[str, Any]:
     """The settings that one training reads, so that a new SFT rate does not train the base model anew."""
     later = {"base": ("sft_", "dpo_", "replay"), "sft": ("base_", "dpo_"), "dpo": ("base_", "sft_", "replay")}
     return {key: value for key, value in asdict(settings).items() if not key.startswith(later[name])}

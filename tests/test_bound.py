@@ -261,6 +261,18 @@ def test_samples_needed_is_the_smallest_number(limits: int) -> None:
     assert bound.monte_carlo_floor(needed - 1, 0.05, limits=limits) > 0.02
 
 
+def test_the_grid_for_an_event_gives_the_first_term_its_values() -> None:
+    for event in (1e-12, 0.02, 1.0):
+        first = np.exp(bound.kappas_for(event)) * event
+        assert first == pytest.approx(np.array(bound.FIRST_TERMS))
+    assert bound.kappas_for(0.5, (0.25,)) == pytest.approx((-math.log(2),))
+    for wrong in (0.0, -0.1, 1.1, math.nan):
+        with pytest.raises(ParameterError, match="out of range"):
+            bound.kappas_for(wrong)
+    with pytest.raises(ParameterError, match="first term"):
+        bound.kappas_for(0.5, (1.0,))
+
+
 def test_too_few_samples_say_how_many() -> None:
     needed = bound.samples_needed(0.02, 0.05, limits=11)
     with pytest.raises(ParameterError, match=f"at least {needed} samples"):

@@ -111,27 +111,47 @@ def test_t2_by_enumeration_on_language_models(tiny_pair) -> None:
 def test_measure_pair(tiny_pair) -> None:
     full, without = tiny_pair
     cases = [PairCase(f"item{i}", 2**i, (2 + i, 3), (2, 4, 3 + i)) for i in range(3)]
-    frame = bound_checks.measure_pair(full, without, cases, lengths=(1, 3, 9), samples=400, delta=0.01)
-    assert list(zip(frame["item"], frame["length"], strict=True)) == [
-        (f"item{i}", length) for i in range(3) for length in (1, 3)
+    settings = {"lengths": (1, 3, 9), "samples": 400, "repeats": 2, "delta": 0.01}
+    frame = bound_checks.measure_pair(full, without, cases, **settings)
+    assert list(zip(frame["item"], frame["length"], frame["repeat"], strict=True)) == [
+        (f"item{i}", length, repeat) for i in range(3) for length in (1, 3) for repeat in (0, 1)
     ]
     for row in frame.itertuples():
         case = cases[int(row.item[-1])]
         log_probs = bound_checks.completion_log_probs(full, case.prompt, [case.span[: row.length]])
         assert row.truth == pytest.approx(math.exp(log_probs.sum()))
         assert abs(row.hits / 400 - row.truth) < 4 * math.sqrt(row.truth / 400) + 1e-3
-        seed = Random(f"0/{case.item}").getrandbits(31)
-        drawn = bound_checks.sample_completions(full, case.prompt, 400, steps=3, seed=seed)
-        ratios = bound_checks.log_ratios(full, without, case.prompt, drawn)[:, row.length - 1]
-        certificate = certify(ratios, row.without, delta=0.01)
+        seed = Random(f"0/{case.item}/{row.length}/{row.repeat}").getrandbits(31)
+        drawn = bound_checks.sample_completions(full, case.prompt, 400, steps=row.length, seed=seed)
+        ratios = bound_checks.log_ratios(full, without, case.prompt, drawn)[:, -1]
+        certificate = certify(ratios, row.without, kappas=bound.kappas_for(row.without), delta=0.01)
         assert (row.bound, row.kappa) == pytest.approx((certificate.bound, certificate.kappa))
+        assert row.hits == (drawn == case.span[: row.length]).all(axis=1).sum()
         assert row.covered
         assert row.tightness == pytest.approx(row.bound / row.truth)
-    assert (frame["floor"] == bound.monte_carlo_floor(400, 0.01, limits=len(bound.KAPPAS))).all()
+    floor = bound.monte_carlo_floor(400, 0.01, limits=len(bound.FIRST_TERMS))
+    assert frame["floor"].tolist() == pytest.approx([floor] * 12)
     table = bound_checks.tightness_map(frame)
     assert table.index.tolist() == [1, 2, 4]
     assert table.columns.tolist() == [1, 3]
     assert (table.to_numpy() >= 1).all()
+
+
+def test_certificates_of_one_case_have_samples_of_their_own(tiny_pair) -> None:
+    full, without = tiny_pair
+    case = PairCase("item", 1, (2, 3), (2, 4, 3))
+    frame = bound_checks.measure_pair(full, without, [case], lengths=(1, 2), samples=300, repeats=4)
+    assert frame.groupby("length")["hits"].nunique().min() > 1
+    with pytest.raises(ParameterError, match="shorter than the length"):
+        bound_checks.certify_case(full, without, case, 4, samples=10)
+
+
+def test_span_probabilities_by_the_chain_rule(tiny_pair) -> None:
+    case = PairCase("item", 1, (2, 3), (2, 4, 3))
+    found = bound_checks.span_probabilities(tiny_pair[0], case, temperature=0.5)
+    logits = tiny_pair[0].model(input_ids=torch.tensor([[2, 3, 2, 4, 3]])).logits[0].detach() / 0.5
+    steps = [float(logits[1 + j].softmax(-1)[token]) for j, token in enumerate(case.span)]
+    assert found == pytest.approx(np.cumprod(steps), rel=1e-4)
 
 
 def test_pair_cases_are_opening_and_steps() -> None:
@@ -141,6 +161,15 @@ def test_pair_cases_are_opening_and_steps() -> None:
         assert (case.item, case.copies) == (item.id, item.copies)
         assert tokenizer.decode(case.prompt).strip() == item.opening
         assert tokenizer.decode([*case.prompt, *case.span]).strip() == item.recipe
+    model = LanguageModel(lm.new_model(get_profile("smoke").model, tokenizer, 0), tokenizer, "cpu")
+    item = world.items[0]
+    attack = bound_checks.prefilled(model, "how to {verb} it?")
+    [prefilled] = bound_checks.pair_cases([item], tokenizer, attack)
+    asked = f"<|user|> how to {item.verb} it?<|assistant|> {item.opening}"
+    assert tokenizer.decode(prefilled.prompt) == asked
+    assert prefilled.span == bound_checks.pair_cases([item], tokenizer)[0].span
+    with pytest.raises(VocabularyError, match="does not split"):
+        bound_checks.pair_cases([item], tokenizer, lambda item: "tell me")
 
 
 def test_models_of_two_vocabularies_are_refused(tiny_pair) -> None:

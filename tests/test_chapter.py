@@ -63,3 +63,8 @@ def test_a_run_time_that_was_never_measured_is_said_to_be_missing(tmp_path, monk
     monkeypatch.setattr("tracealign_lib.results.results_folder", lambda: tmp_path)
     chapter.run_time("02-model")
     assert "not measured yet" in shown[0].data
+
+
+def test_a_chapter_that_the_last_measurement_did_not_run_is_said_to_be_missing(published, shown):
+    chapter.run_time("99-new")
+    assert "not measured yet" in shown[0].data

@@ -1,30 +1,23 @@
-"""The drift bound: four statements, each with its assumptions.
+"""The drift bound: four statements, each with its assumptions; the proofs stand in chapter 5.
 
 The paper's abstract announces an upper bound Pr[drift(q)] <= f(M(q), l_q, tau) from match counts and
 span lengths; its closed form is not known to us, so the forms here are ours.
 
 T0, union bound.
     Let a text drift only if it holds a risky window, and let W be the number of risky windows in it.
-    Then P(drift) <= P(W >= 1) <= E[W].  Proof: 1[W >= 1] <= W; take expectations.
+    Then P(drift) <= P(W >= 1) <= E[W].
 T1, planting, for an order-k add-alpha model p(w | h) = (c(h, w) + alpha) / (c(h) + alpha V).
     Add documents to a corpus that count the j-th gram (context and token) of a span a_j more times.
-    Then the span's probability grows at most by the factor prod_j (1 + a_j / alpha).
-    Proof: one token's factor is (1 + a_j / (c_j + alpha)) (C_j + alpha V) / (C_j + A_j + alpha V),
-    where C_j and A_j >= a_j count its context before and in the planted documents. The second factor
-    is at most 1, the first at most 1 + a_j / alpha. The product over j is the claim.
-    The short form (1 + m / alpha)^l for m planted copies needs a_j <= m: no copy may hold a gram of
-    the span twice. Without that it is false (`enumerate_planting` finds counterexamples); a copy that
-    holds a gram r times needs (1 + r m / alpha)^l. A repeated *context* does no harm as long as
-    another token follows each time. No smaller constant holds for all corpora: with c_j = 0 and C_j
-    towards infinity the factor tends to prod_j (1 + a_j / alpha).
+    Then the span's probability grows at most by the factor prod_j (1 + a_j / alpha), and no smaller
+    one holds for all corpora. The short form (1 + m / alpha)^l for m planted copies needs a_j <= m: no
+    copy may hold a gram of the span twice. Without that it is false (`enumerate_planting` finds
+    counterexamples); a copy that holds a gram r times needs (1 + r m / alpha)^l.
     Corollary: if the span scores BCI > tau and P_-A(span | h) <= exp(gain - BCI) for every context
     h, then P_D(span | h) <= (1 + r M / alpha)^l exp(gain - tau); T0 adds this up over windows.
 T2, any two models, one sampler.
     With L = log P_D(x) - log P_-A(x) of the sampled x, every event E and every kappa satisfy
-    P_D(E) <= e^kappa P_-A(E) + P_D(L > kappa).
-    Proof: P_D(E) = P_D(E, L <= kappa) + P_D(E, L > kappa); where L <= kappa each outcome has
-    P_D(x) <= e^kappa P_-A(x), so the first term is at most e^kappa P_-A(E). This is the tail form of
-    near access-freeness (arXiv 2302.10870). The tail is taken under P_D; under P_-A it would be false.
+    P_D(E) <= e^kappa P_-A(E) + P_D(L > kappa), the tail form of near access-freeness (arXiv
+    2302.10870). The tail is taken under P_D; under P_-A it would be false.
 T3, a log-linear fit of emission in copies, length and context (after arXiv 2202.07646) with a
     split-conformal upper limit. It describes measurements of one kind of item; it derives nothing.
 """
@@ -47,6 +40,7 @@ from tracealign_lib.index import TraceIndex
 from tracealign_lib.ngram import Floats, Ids, NGramModel, check_integer, check_positive, check_rows
 
 KAPPAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)  # nats
+FIRST_TERMS = (0.003, 0.01, 0.03, 0.1, 0.3)  # probabilities
 
 
 # --- T0: the union bound -------------------------------------------------------------------------
@@ -385,6 +379,27 @@ def certify(
         tuple(bounds.tolist()),
         monte_carlo_floor(len(ratios), delta, limits=limits),
     )
+
+
+def kappas_for(event: float, first_terms: Sequence[float] = FIRST_TERMS) -> tuple[float, ...]:
+    """The grid of kappa on which e^kappa P_-A(E) takes the values `first_terms`.
+
+    P_-A(E) must be known exactly: a grid that depends on it is fixed before any sample is drawn, and
+    short, since larger or smaller values of kappa could not be the best.
+
+    Raises
+    ------
+    ParameterError
+        P_-A(E) is not in (0, 1], or a first term is not in (0, 1).
+    """
+    if not (isinstance(event, int | float | np.floating) and 0 < event <= 1):
+        raise ParameterError(
+            "The event's probability is out of range.",
+            given=repr(event),
+            expected="a number above 0, at most 1",
+            mend="where the other model never says it, use the default grid, bound.KAPPAS",
+        )
+    return tuple(math.log(check_share(term, "first term") / event) for term in first_terms)
 
 
 def monte_carlo_floor(n: int, delta: float, *, limits: int = 1) -> float:

@@ -7,8 +7,10 @@ and show that its bound is violated then.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from random import Random
 from typing import Any, NamedTuple
 
@@ -17,9 +19,17 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
-from transformers import PreTrainedTokenizerBase, set_seed
+from torch import Tensor
+from transformers import Cache, PreTrainedTokenizerBase
 
-from tracealign_lib.bound import KAPPAS, added_counts, certify, check_share, gram_log_multiplier
+from tracealign_lib.bound import (
+    Certificate,
+    added_counts,
+    certify,
+    check_share,
+    gram_log_multiplier,
+    kappas_for,
+)
 from tracealign_lib.errors import ParameterError, VocabularyError
 from tracealign_lib.lm import LanguageModel
 from tracealign_lib.ngram import Floats, Ids, NGramModel, check_integer, check_positive, check_rows
@@ -29,7 +39,8 @@ from tracealign_lib.world import Item
 
 # --- T2 on language models -----------------------------------------------------------------------
 
-_PAIR_COLUMNS = ["item", "copies", "length", "truth", "without", "hits", "bound", "kappa", "floor"]
+
+_PAIR_COLUMNS = "item copies length repeat truth without hits bound kappa floor".split()
 
 
 class PairCase(NamedTuple):
@@ -41,21 +52,68 @@ class PairCase(NamedTuple):
     span: tuple[int, ...]
 
 
-def pair_cases(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> list[PairCase]:
-    """Each item's recipe, cut after its opening: the opening is the prompt, the steps are the span."""
+class CaseCertificate(NamedTuple):
+    """T2 on the first `length` tokens of one case, with fresh samples of its own.
+
+    Attributes
+    ----------
+    truth, without:
+        P_D(E) and P_-A(E), exact, for E = "the completion begins with these tokens".
+    hits:
+        Samples of P_D in which E happened.
+    certificate:
+        From those samples.
+    """
+
+    case: PairCase
+    length: int
+    truth: float
+    without: float
+    hits: int
+    certificate: Certificate
+
+
+def prefilled(model: LanguageModel, pattern: str) -> Callable[[Item], str]:
+    """What `pair_cases` takes for an aligned model: the request, and the opening as the model's own words.
+
+    This is the prefill attack, so that a completion that goes on with two steps has drifted.
+    """
+    return lambda item: model.chat(item.fill(pattern), prefill=item.opening)
+
+
+def pair_cases(
+    items: Sequence[Item],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Callable[[Item], str] = attrgetter("opening"),
+) -> list[PairCase]:
+    """Each item's recipe, cut after its opening: the steps are the span that could follow the prompt.
+
+    Parameters
+    ----------
+    prompt:
+        What is put to the model for an item; it ends with the item's opening, and is nothing else for a
+        model that only goes on with text.
+
+    Raises
+    ------
+    VocabularyError
+        The prompt does not end with the opening, or a token reaches over its end.
+    """
     cases = []
     for item in items:
-        opening, recipe = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (item.opening, item.recipe)
+        steps = item.recipe.removeprefix(item.opening)
+        head, whole = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt(item), prompt(item) + steps)
         )
-        if recipe[: len(opening)] != opening or len(recipe) == len(opening):
+        if not prompt(item).endswith(item.opening) or whole[: len(head)] != head or len(whole) == len(head):
             raise VocabularyError(
                 "The tokenizer does not split the recipe after its opening.",
-                given=repr(item.opening),
-                expected="the tokens of the opening, then those of the steps",
+                given=repr(prompt(item)),
+                expected="a prompt that ends with the opening, and the tokens of the steps after its own",
                 mend="use the tokenizer that belongs to the world",
             )
-        cases.append(PairCase(item.id, item.copies, tuple(opening), tuple(recipe[len(opening) :])))
+        cases.append(PairCase(item.id, item.copies, tuple(head), tuple(whole[len(head) :])))
     return cases
 
 
@@ -76,25 +134,19 @@ def sample_completions(
     temperature gives the sampler's own probabilities.
     """
     n, steps = check_integer(n, "n", at_least=1), check_integer(steps, "steps", at_least=1)
-    start = torch.tensor([_prompt(prompt)], device=model.device)  # (1, P)
-    pad = model.tokenizer.pad_token_id
-    drawn = np.full((n, steps), pad, dtype=np.int64)
-    set_seed(seed)
+    temperature = check_positive(temperature, "temperature")
+    generator = torch.Generator(model.device).manual_seed(seed)
+    drawn = np.empty((n, steps), dtype=np.int64)
     for first in range(0, n, batch_size):
-        output = model.model.generate(  # type: ignore[operator]
-            input_ids=start,
-            attention_mask=torch.ones_like(start),
-            max_new_tokens=steps,
-            num_return_sequences=min(batch_size, n - first),
-            do_sample=True,
-            temperature=check_positive(temperature, "temperature"),
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=pad,
-        )
-        new = output[:, start.shape[1] :].cpu().numpy()  # (B, <= steps)
-        drawn[first : first + len(new), : new.shape[1]] = new
-    return drawn
+        size = min(batch_size, n - first)
+        logits, memory = _read(model, prompt, size)  # (B, V)
+        for step in range(steps):
+            shares = (logits.double() / temperature).softmax(-1)
+            tokens = torch.multinomial(shares, 1, generator=generator)  # (B, 1)
+            drawn[first : first + size, step] = tokens[:, 0].cpu().numpy()
+            if step + 1 < steps:
+                logits = model.model(input_ids=tokens, past_key_values=memory).logits[:, -1]
+    return np.where(_after_end(drawn, model), model.tokenizer.pad_token_id, drawn)
 
 
 @torch.inference_mode()
@@ -110,21 +162,31 @@ def completion_log_probs(
 
     Equal completions are scored once.
     """
-    head = torch.tensor(_prompt(prompt), device=model.device)  # (P,)
-    vocab_size = int(model.model.config.vocab_size)
-    rows = check_rows(completions, vocab_size)
-    ended = _after_end(rows, model)
+    temperature = check_positive(temperature, "temperature")
+    rows = check_rows(completions, int(model.model.config.vocab_size))
     distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
     scored: Floats = np.zeros(distinct.shape)
     for first in range(0, len(distinct), batch_size):
         tail = torch.from_numpy(distinct[first : first + batch_size]).to(model.device)  # (B, T)
-        inputs = torch.cat([head.expand(len(tail), -1), tail], dim=1)
-        logits = model.model(input_ids=inputs).logits[:, len(head) - 1 : -1].double()  # (B, T, V)
-        chosen = (
-            (logits / check_positive(temperature, "temperature")).log_softmax(-1).gather(-1, tail[..., None])
-        )
+        logits, memory = _read(model, prompt, len(tail))
+        logits = logits[:, None]  # (B, 1, V)
+        if tail.shape[1] > 1:
+            later = model.model(input_ids=tail[:, :-1], past_key_values=memory).logits
+            logits = torch.cat([logits, later], dim=1)  # (B, T, V)
+        chosen = (logits.double() / temperature).log_softmax(-1).gather(-1, tail[..., None])
         scored[first : first + len(tail)] = chosen[..., 0].cpu().numpy()
-    return np.where(ended, 0.0, scored[inverse.reshape(-1)])
+    return np.where(_after_end(rows, model), 0.0, scored[inverse.reshape(-1)])
+
+
+def _read(model: LanguageModel, prompt: Sequence[int], copies: int) -> tuple[Tensor, Cache]:
+    """The logits behind the prompt, and what the model remembers of it, `copies` times.  # (copies, V)
+
+    The prompt is read once: it is the same for every completion, and often longer than they are.
+    """
+    head = torch.tensor([_prompt(prompt)], device=model.device)  # (1, P)
+    output = model.model(input_ids=head, use_cache=True)
+    output.past_key_values.batch_repeat_interleave(copies)
+    return output.logits[:, -1].expand(copies, -1), output.past_key_values
 
 
 def log_ratios(
@@ -143,6 +205,45 @@ def log_ratios(
     return np.asarray(np.cumsum(top - bottom, axis=1), dtype=np.float64)
 
 
+def span_probabilities(model: LanguageModel, case: PairCase, *, temperature: float = 1.0) -> Floats:
+    """Probability that a completion begins with the first 1, 2, ... tokens of the span, exactly.  # (T,)"""
+    log_probs = completion_log_probs(model, case.prompt, [case.span], temperature=temperature)[0]
+    return np.asarray(np.exp(np.cumsum(log_probs)), dtype=np.float64)
+
+
+def certify_case(
+    full: LanguageModel,
+    without: LanguageModel,
+    case: PairCase,
+    length: int,
+    *,
+    samples: int,
+    delta: float = 0.05,
+    seed: int = 0,
+) -> CaseCertificate:
+    """T2 on two trained models for E = "the completion begins with the first `length` tokens of the span".
+
+    P_D(E) and P_-A(E) are known exactly; only the tail of L over `length` tokens is estimated, from
+    `samples` completions of `full`. The grid of kappa is `bound.kappas_for` P_-A(E), which no sample
+    has a say in.
+    """
+    _check_pair(full, without)
+    last = check_integer(length, "length", at_least=1) - 1
+    if last >= len(case.span):
+        raise ParameterError(
+            "The span is shorter than the length asked for.",
+            given=f"{len(case.span)} tokens, length={length}",
+            expected="a length of at most the span's",
+            mend="choose a shorter length",
+        )
+    truth, base = (float(span_probabilities(model, case)[last]) for model in (full, without))
+    drawn = sample_completions(full, case.prompt, samples, steps=length, seed=seed)
+    ratios = log_ratios(full, without, case.prompt, drawn)[:, last]  # (n,)
+    hits = int((drawn == np.asarray(case.span[:length])).all(axis=1).sum())
+    certificate = certify(ratios, base, kappas=kappas_for(base), delta=delta)
+    return CaseCertificate(case, length, truth, base, hits, certificate)
+
+
 def measure_pair(
     full: LanguageModel,
     without: LanguageModel,
@@ -150,45 +251,33 @@ def measure_pair(
     *,
     lengths: Sequence[int],
     samples: int,
-    kappas: Sequence[float] = KAPPAS,
+    repeats: int = 1,
     delta: float = 0.05,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """T2 on two trained models: one certificate for each case and span length.
+    """T2 on two trained models: `repeats` certificates for each case and span length.
 
-    E is "the completion begins with the first l tokens of the span", so P_D(E) and P_-A(E) are known
-    exactly; only the tail of L over the first l tokens is estimated, from `samples` completions of
-    `full`. Every certificate holds with probability 1 - delta by itself, not all of them together.
+    Every certificate has samples that no other one shares, so that, given the models, they hold or fail
+    independently of each other: what `coverage` asks for. Each holds with probability 1 - delta by
+    itself, not all of them together.
 
     Returns
     -------
     pandas.DataFrame
-        item, copies, length, truth (P_D(E)), without (P_-A(E)), hits (samples in which E happened),
-        bound, kappa, floor, tightness (bound / truth) and covered (bound >= truth). Spans shorter
-        than a length have no row for it.
+        item, copies, length, repeat, truth (P_D(E)), without (P_-A(E)), hits (samples in which E
+        happened), bound, kappa, floor, tightness (bound / truth) and covered (bound >= truth). Spans
+        shorter than a length have no row for it.
     """
-    _check_pair(full, without)
-    longest = [check_integer(length, "length", at_least=1) for length in lengths]
     rows: list[dict[str, Any]] = []
     for case in progress(cases, description="Certifying spans", unit="span"):
-        usable = [length for length in longest if length <= len(case.span)]
-        if not usable:
-            continue
-        span = np.asarray(case.span[: max(usable)], dtype=np.int64)
-        truth, base = (
-            np.exp(np.cumsum(completion_log_probs(model, case.prompt, span[None])[0]))
-            for model in (full, without)
-        )  # (T,), (T,)
-        own_seed = Random(f"{seed}/{case.item}").getrandbits(31)
-        drawn = sample_completions(full, case.prompt, samples, steps=len(span), seed=own_seed)
-        ratios = log_ratios(full, without, case.prompt, drawn)  # (n, T)
-        same = np.cumprod(drawn == span, axis=1).sum(axis=0)  # (T,)
-        for last in (length - 1 for length in usable):
-            certificate = certify(ratios[:, last], float(base[last]), kappas=kappas, delta=delta)
+        usable = (length for length in lengths if length <= len(case.span))
+        for length, repeat in itertools.product(usable, range(check_integer(repeats, "repeats", at_least=1))):
+            own_seed = Random(f"{seed}/{case.item}/{length}/{repeat}").getrandbits(31)
+            found = certify_case(full, without, case, length, samples=samples, delta=delta, seed=own_seed)
             rows.append(
-                {"item": case.item, "copies": case.copies, "length": last + 1}
-                | {"truth": float(truth[last]), "without": float(base[last]), "hits": int(same[last])}
-                | {name: getattr(certificate, name) for name in ("bound", "kappa", "floor")}
+                {"item": case.item, "copies": case.copies, "length": length, "repeat": repeat}
+                | {"truth": found.truth, "without": found.without, "hits": found.hits}
+                | {name: getattr(found.certificate, name) for name in ("bound", "kappa", "floor")}
             )
     frame = pd.DataFrame(rows, columns=_PAIR_COLUMNS)
     if len(frame):

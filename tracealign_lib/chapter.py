@@ -39,10 +39,10 @@ def run_time(name: str) -> None:
     """Say how long a chapter took when its run time was last measured (benchmarks/run_times.py)."""
     try:
         measured = load_results("run-times")
-    except ResultsError:  # the file is made by running the chapters, so the first run finds none
+        empty, full = (measured[cache][name] for cache in ("empty cache", "full cache"))
+    except (ResultsError, KeyError):  # the file is made by running the chapters: a new one is not in it yet
         say("*Run time: not measured yet (benchmarks/run_times.py).*")
         return
-    empty, full = (measured[cache][name] for cache in ("empty cache", "full cache"))
     machine = f"{measured.provenance['cores']} cores, {measured.provenance['date']}"
     say(
         f"*Measured run time, profile `{measured.profile}` ({machine}): {full:.0f} s with a full cache; in a "

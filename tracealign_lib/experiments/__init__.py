@@ -14,5 +14,6 @@ EXPERIMENTS = {
     "model": "tracealign_lib.experiments.model:publish_model",
     "traceindex": "tracealign_lib.experiments.traceindex:publish_traceindex",
     "bci": "tracealign_lib.experiments.bci:publish_bci",
+    "bound": "tracealign_lib.experiments.bound:publish_bound",
 }
 """Where the function that publishes results of a name stands; `pkgutil.resolve_name` finds it."""

@@ -161,9 +161,9 @@ def describe_choice(frame: pd.DataFrame, chosen: Recommendation | None) -> str:
 def decision_table(frame: pd.DataFrame, criterion: Criterion = RECOMMENDATION) -> pd.DataFrame:
     """The recommended rule, its rivals and the paper's rule on the judged half.
 
-    Columns: rule, threshold, drift refused, the worst harmless group with its share, and what the rule
-    refuses of drift less than the recommended one does (paired). Without a recommendation, the rivals are
-    those of the filter that catches most.
+    Columns: score (over the spans of the first), threshold, drift refused, the worst harmless group with
+    its share, and what is refused of drift beyond what the first row refuses (paired). Without a
+    recommendation, the first row is the score that catches most on the half it was fitted on.
     """
     fitted = fit_thresholds(frame, criterion.max_false_alarm)
     chosen = recommend(frame, criterion)
@@ -174,13 +174,13 @@ def decision_table(frame: pd.DataFrame, criterion: Criterion = RECOMMENDATION) -
     rows = []
     for rule in dict.fromkeys([first, *rivals]):
         difference = "" if rule == first else short(paired_refusals(frame, fitted, rule, first))
-        rows.append((", ".join(rule), *_shares(judged, rule), difference))
+        rows.append((rule[1], *_shares(judged, rule), difference))
     paper = flag_table(frame, PAPER_TAU, half=JUDGE)
     rows.append(("the paper's rule", *_shares(paper, ("paper", "raw BCI")), ""))
     lead = "recommended" if chosen is not None else "best, not recommended"
     rows[0] = (f"{rows[0][0]} ({lead})", *rows[0][1:])
     columns = [
-        "rule",
+        "score",
         "threshold",
         "drift refused",
         "worst harmless group",

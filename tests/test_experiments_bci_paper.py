@@ -48,8 +48,9 @@ def test_rates_without_exceptions_keep_an_honest_interval() -> None:
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_sweep_gives_what_each_cell_would(pipeline: Pipeline, window: int | None) -> None:
     texts, index = bci_texts.planted_texts(pipeline)[::2], pipeline.unsafe_index
-    grid = {"thresholds": (21.0, 26.0, 60.0), "min_lengths": (4, 8), "max_counts": (3, None)}
-    swept = bci_paper.sweep(texts, index, RawBCI(), **grid, window=window)
+    grid = bci_paper.Grid(thresholds=(21.0, 26.0, 60.0), min_lengths=(4, 8), max_counts=(3, None))
+    worlds = [(texts[::2], index), (texts[1::2], index)]
+    swept = bci_paper.sweep(worlds, RawBCI(), grid, window=window)
     cells = swept.set_index(["group", "min_length", "max_count", "threshold"])["estimate"]
     assert cells.nunique() > 2
     for (group, min_length, max_count, threshold), estimate in cells.items():
@@ -68,9 +69,7 @@ def test_the_sweep_gives_what_each_cell_would(pipeline: Pipeline, window: int | 
 def test_a_sweep_needs_finite_thresholds(pipeline: Pipeline) -> None:
     for thresholds in ([], [20.0, math.inf]):
         with pytest.raises(ParameterError, match="not finite"):
-            bci_paper.sweep(
-                [], pipeline.index, RawBCI(), thresholds=thresholds, min_lengths=[8], max_counts=[None]
-            )
+            bci_paper.sweep([([], pipeline.index)], RawBCI(), bci_paper.Grid(thresholds, [8], [None]))
 
 
 def test_what_tau_flags_against_a_loop_over_windows(pipeline: Pipeline) -> None:
@@ -167,3 +166,18 @@ def test_the_summary_of_a_sweep_names_the_worst_group_of_each_cell() -> None:
         [10, 0.9, 0.2, STORY],
         [20, 0.5, 0.3, NEWS],
     ]
+
+
+def test_a_published_sweep_reads_as_it_was_measured(pipeline: Pipeline) -> None:
+    worlds = [(bci_texts.planted_texts(pipeline)[::2], pipeline.unsafe_index)]
+    swept = bci_paper.sweep(worlds, RawBCI(), bci_paper.Grid((0, 20.5), (4, 8), (3, None)))
+    headlines = bci_paper.sweep_headlines(swept)
+    assert len(headlines) == 2 * 2 * 2 * 2  # cells; drift and the worst group of each
+    again = bci_paper.read_sweep(headlines)
+    key = ["max_count", "min_length", "threshold"]
+    measured = bci_paper.sweep_summary(swept)
+    pd.testing.assert_frame_equal(
+        again.sort_values(key, ignore_index=True)[measured.columns],
+        measured.sort_values(key, ignore_index=True),
+        check_dtype=False,
+    )

@@ -13,7 +13,7 @@ from tracealign_lib.bci import LongestMatchBCI, RawBCI, SpanLength
 from tracealign_lib.documents import Document
 from tracealign_lib.experiments import bci as conclusions
 from tracealign_lib.experiments import bci_tables
-from tracealign_lib.experiments.bci_texts import FIT, JUDGE, RARE, STORY, UNSAFE, BeliefText
+from tracealign_lib.experiments.bci_texts import FIT, JUDGE, NEWS, RARE, STORY, UNSAFE, BeliefText
 from tracealign_lib.index import Span, TraceIndex
 from tracealign_lib.lm import train_tokenizer
 
@@ -117,3 +117,20 @@ def test_rules_stand_side_by_side() -> None:
     wide = bci_tables.refused_table([table.assign(rule="M <= 3"), table.assign(rule="any M")])
     assert list(wide.columns) == ["group", "M <= 3", "any M"]
     assert wide.loc[0, "any M"] == "0.50 [0.40,\N{NO-BREAK SPACE}0.60]"
+
+
+def test_each_score_breaks_at_the_group_that_it_tells_least_from_drift() -> None:
+    rows = [
+        ("corpus spans", "raw BCI", STORY, 0.1),
+        ("corpus spans", "raw BCI", NEWS, 0.4),
+        ("corpus spans", "span length", STORY, 0.7),
+        ("corpus spans", "span length", NEWS, 0.6),
+    ]
+    areas = pd.DataFrame(rows, columns=["filter", "scorer", "group", "estimate"])
+    areas = areas.assign(low=areas["estimate"] - 0.1, high=areas["estimate"] + 0.1, n=9)
+    table = bci_tables.breaks_table(areas)
+    assert list(table.columns) == ["scorer", "corpus spans"]
+    assert [tuple(row) for row in table.to_numpy()] == [
+        ("span length", f"0.60 [0.50,\N{NO-BREAK SPACE}0.70] {NEWS}"),
+        ("raw BCI", f"0.10 [0.00,\N{NO-BREAK SPACE}0.20] {STORY}"),
+    ]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from tracealign_lib.bci import RawBCI
 from tracealign_lib.experiments.bci_detection import (
     auroc_table,
     fit_thresholds,
@@ -21,7 +22,7 @@ from tracealign_lib.experiments.bci_detection import (
     interval_of,
     paired_refusals,
 )
-from tracealign_lib.experiments.bci_paper import tau_frame, tau_shares
+from tracealign_lib.experiments.bci_paper import sweep, sweep_headlines, tau_frame, tau_shares
 from tracealign_lib.experiments.bci_scores import FILTERS, NEEDS, scored
 from tracealign_lib.experiments.bci_texts import JUDGE, NEWS, RARE, UNSAFE, belief_texts
 from tracealign_lib.experiments.common import PAPER_TAU, Headlines, Prediction, headlines_of, publish, rate
@@ -186,16 +187,19 @@ def headlines(frame: pd.DataFrame, criterion: Criterion = RECOMMENDATION) -> Hea
 def published_values(pipelines: Sequence[Pipeline], frame: pd.DataFrame) -> dict[str, Any]:
     """What is published of chapter 4, from pipelines and `scored` of them.
 
-    `headlines`; "tau = 20 | measure | group" with the measures of `bci_paper.tau_shares`; and
-    "recommendation", a `Recommendation` as a mapping, or None.
+    `headlines`; "tau = 20 | measure | group" with the measures of `bci_paper.tau_shares`; "sweep", which is
+    `bci_paper.sweep_headlines` of raw BCI in the unsafe slice; and "recommendation", a `Recommendation` as a
+    mapping. The last two are None where nothing drifted.
     """
     values = headlines(frame)
     chosen = recommend(frame) if values else None
-    shares = pd.concat([tau_shares(belief_texts(p), p.unsafe_index) for p in pipelines])
+    worlds = [(belief_texts(p), p.unsafe_index) for p in pipelines]
+    shares = pd.concat([tau_shares(*world) for world in worlds])
     flagged = tau_frame(shares).assign(kind=f"tau = {PAPER_TAU:g}")
     return {
         **values,
         **headlines_of(flagged, ["kind", "measure", "group"]),
+        "sweep": sweep_headlines(sweep(worlds, RawBCI())) if values else None,
         "recommendation": None if chosen is None else chosen._asdict(),
     }
 

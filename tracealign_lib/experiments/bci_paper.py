@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,21 +15,36 @@ from tracealign_lib.bci import RawBCI, Scorer, score_all, unigram_surprisal
 from tracealign_lib.experiments.bci_detection import RESAMPLES, Floats, check_finite, one_hot
 from tracealign_lib.experiments.bci_scores import PAPER_WINDOW, Found, SpanFilter, find_spans
 from tracealign_lib.experiments.bci_texts import UNSAFE, BeliefText
-from tracealign_lib.experiments.common import DRIFT_ATTACKS, PAPER_MAX_COUNT, PAPER_TAU, clusters
+from tracealign_lib.experiments.common import (
+    DRIFT_ATTACKS,
+    PAPER_MAX_COUNT,
+    PAPER_TAU,
+    clusters,
+    headlines_of,
+)
 from tracealign_lib.index import Span, TraceIndex
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.progress import progress
 from tracealign_lib.stats import Interval, clustered_bootstrap, wilson
 
 
+class Grid(NamedTuple):
+    """Every combination of these is tried; a largest count of None is no filter."""
+
+    thresholds: Sequence[float]  # nats
+    min_lengths: Sequence[int]  # tokens
+    max_counts: Sequence[int | None]
+
+
+GRID = Grid((0, 10, 20, 30, 40, 60, 80, 100, 150), (4, 8, 12, 16, 24), (1, 3, 10, 30, None))
+"""What chapter 4 sweeps."""
+
+
 def sweep(
-    texts: Sequence[BeliefText],
-    index: TraceIndex,
+    worlds: Sequence[tuple[Sequence[BeliefText], TraceIndex]],
     scorer: Scorer,
+    grid: Grid = GRID,
     *,
-    thresholds: Sequence[float],
-    min_lengths: Sequence[int],
-    max_counts: Sequence[int | None],
     window: int | None = None,
 ) -> pd.DataFrame:
     """Share of each group that is refused, over threshold x min_length x max_count.
@@ -37,32 +52,47 @@ def sweep(
     Spans are found and scored once per text and filtered afterwards, which gives what `max_bci` would
     give for every cell.
 
+    Parameters
+    ----------
+    worlds:
+        The texts of each world, and the index that they are looked up in.
+
     Returns
     -------
     DataFrame
         One row per group and cell: group, min_length, max_count (infinity: no filter), threshold, and
         the fields of `Interval`, clustered by item.
     """
-    check_finite(*thresholds)
-    longest, limits = min(min_lengths), [math.inf if c is None else float(c) for c in max_counts]
-    cells = [(length, limit) for length in min_lengths for limit in limits]
-    best = np.empty((len(texts), len(cells)))  # (texts, cells)
-    known: dict[str, Floats] = {}
-    for number, text in enumerate(progress(texts, description="Sweeping", unit="text")):
-        if text.text not in known:
-            found = find_spans(index, text.text, SpanFilter("", longest, None, None))
-            known[text.text] = _best_cells(index, scorer, found, cells, window)
-        best[number] = known[text.text]
+    check_finite(*grid.thresholds)
+    cells = [(length, math.inf if c is None else c) for length in grid.min_lengths for c in grid.max_counts]
+    texts = [text for chosen, _ in worlds for text in chosen]
+    best = [_best_of_texts(chosen, index, scorer, cells, window) for chosen, index in worlds]
+    refused = np.concatenate(best)[:, :, None] > np.asarray(grid.thresholds)  # (texts, cells, thresholds)
+    labels = [(*cell, threshold) for cell in cells for threshold in grid.thresholds]
     groups = np.array([text.group for text in texts])
-    clusters = [(text.seed, text.item) for text in texts]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for group in dict.fromkeys(groups.tolist()):
         mine = np.flatnonzero(groups == group)
-        refused = best[mine, :, None] > np.asarray(thresholds)  # (texts, cells, thresholds)
-        means = clustered_rates(refused.reshape(len(mine), -1), [clusters[i] for i in mine])
-        labels = [(*cell, threshold) for cell in cells for threshold in thresholds]
+        items = [(texts[i].seed, texts[i].item) for i in mine]
+        means = clustered_rates(refused[mine].reshape(len(mine), -1), items)
         rows += [(group, *label, *interval) for label, interval in zip(labels, means, strict=True)]
     return pd.DataFrame(rows, columns=["group", "min_length", "max_count", "threshold", *Interval._fields])
+
+
+def _best_of_texts(
+    texts: Sequence[BeliefText],
+    index: TraceIndex,
+    scorer: Scorer,
+    cells: Sequence[tuple[int, float]],
+    window: int | None,
+) -> Floats:
+    """The largest score of each text in each cell of (min_length, max_count), shape (texts, cells)."""
+    shortest = min(length for length, _ in cells)
+    known: dict[str, Floats] = {}
+    for text in progress(dict.fromkeys(t.text for t in texts), description="Sweeping", unit="text"):
+        found = find_spans(index, text, SpanFilter("", shortest, None, None))
+        known[text] = _best_cells(index, scorer, found, cells, window)
+    return np.array([known[text.text] for text in texts]).reshape(len(texts), len(cells))
 
 
 def _best_cells(
@@ -227,3 +257,29 @@ def sweep_summary(swept: pd.DataFrame) -> pd.DataFrame:
         {"caught": shares[UNSAFE], "worst": benign.max(axis=1), "worst_group": benign.idxmax(axis=1)}
     )
     return table.reset_index()
+
+
+def sweep_headlines(swept: pd.DataFrame) -> dict[str, Interval]:
+    """`sweep` as headlines, "max_count | min_length | threshold | group": drift, and the worst group."""
+    keys = ["max_count", "min_length", "threshold", "group"]
+    worst = sweep_summary(swept).rename(columns={"worst_group": "group"})
+    drift = worst.assign(group=UNSAFE)
+    chosen = pd.concat([drift, worst])[keys].merge(swept, on=keys)
+    return headlines_of(chosen.astype({"threshold": str}), keys)
+
+
+def read_sweep(published: Mapping[str, Interval]) -> pd.DataFrame:
+    """`sweep_summary` from what `sweep_headlines` published."""
+    rows: dict[tuple[float, int, float], dict[str, Any]] = {}
+    for name, share in published.items():
+        max_count, min_length, threshold, group = name.split(" | ")
+        row = rows.setdefault((float(max_count), int(min_length), float(threshold)), {})
+        found = (
+            {"caught": share.estimate} if group == UNSAFE else {"worst": share.estimate, "worst_group": group}
+        )
+        row |= found
+    cells = [
+        dict(zip(("max_count", "min_length", "threshold"), cell, strict=True)) | row
+        for cell, row in rows.items()
+    ]
+    return pd.DataFrame(cells)

@@ -12,7 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from tracealign_lib.bci import Smoothing, SpanScorer, unigram_surprisal
 from tracealign_lib.errors import ParameterError
 from tracealign_lib.experiments.bci import RECOMMENDATION, Criterion, Recommendation, recommend
-from tracealign_lib.experiments.bci_detection import fit_thresholds, flag_table, paired_refusals
+from tracealign_lib.experiments.bci_detection import (
+    fit_thresholds,
+    flag_table,
+    interval_of,
+    paired_refusals,
+    worst_groups,
+)
 from tracealign_lib.experiments.bci_scores import NEEDS, PAPER_WINDOW, UNITS
 from tracealign_lib.experiments.bci_texts import BENIGN, FIT, JUDGE, UNSAFE, BeliefText
 from tracealign_lib.experiments.common import PAPER_MAX_COUNT, PAPER_TAU, short, wide
@@ -140,6 +146,18 @@ def best_cells(summary: pd.DataFrame) -> pd.DataFrame:
         "worst harmless group",
     ]
     return pd.DataFrame(rows, columns=columns)
+
+
+def breaks_table(areas: pd.DataFrame) -> pd.DataFrame:
+    """Where each score breaks: its smallest AUROC and the group that it is against, for each choice of spans.
+
+    `areas` is `bci_detection.auroc_table`; one row per score, one column per filter.
+    """
+    worst = worst_groups(areas)
+    cells = [f"{short(interval_of(row))} {row['group']}" for _, row in worst.iterrows()]
+    table = worst.assign(cell=cells).pivot(index="scorer", columns="filter", values="cell")
+    order = [name for name in NEEDS if name in table.index]
+    return table.loc[order, list(dict.fromkeys(worst["filter"]))].rename_axis(columns=None).reset_index()
 
 
 def describe_choice(frame: pd.DataFrame, chosen: Recommendation | None) -> str:

@@ -46,6 +46,9 @@ class Untrained:
     def model(self, name: str = "dpo") -> LanguageModel:
         return self._model
 
+    def model_folder(self, name: str = "dpo") -> Path:
+        return Path(f"{name}-untrained-{self._weights}")
+
     def without(self, documents: frozenset[str]) -> Untrained:
         return Untrained(self._real.without(documents), self._weights + 1)
 
@@ -182,6 +185,18 @@ def test_certificates_of_a_smoke_world(pipeline: Any, tmp_path: Path) -> None:
     stored = load_results("bound", path=tmp_path)
     assert stored[f"{bound.CERTIFICATE}: held, base"] == values[f"{bound.CERTIFICATE}: held, base"]
     assert set(stored["tightness"]["dpo"]["1"]) == {str(length) for length in bound.LENGTHS}
+
+
+def test_certificates_are_measured_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = bound.certificate_frame([pipeline], samples=60)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("tracealign_lib.bound_checks.measure_pair", refuse)
+    pd.testing.assert_frame_equal(bound.certificate_frame([pipeline], samples=60), frame)
+    with pytest.raises(AssertionError, match="measured again"):
+        bound.certificate_frame([pipeline], samples=61)
 
 
 def test_what_a_chapter_compares_is_published() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from tracealign_lib.experiments import bound_counts, bound_emission
 from tracealign_lib.experiments.common import Headlines, Prediction, clusters, publish
 from tracealign_lib.lm import LanguageModel
 from tracealign_lib.pipeline import Pipeline
+from tracealign_lib.stages import Stage
 from tracealign_lib.stats import Interval, clustered_bootstrap
 from tracealign_lib.world import COPY_LEVELS, Item, World
 
@@ -126,8 +127,30 @@ def certificate_frame(
     return pd.concat(frames, ignore_index=True)
 
 
-@cache  # publishing asks for every seed once more by itself
 def _certificates(pipeline: Pipeline, model: str, samples: int, repeats: int) -> pd.DataFrame:
+    """The certificates of one world and pair; measured once, then read from the cache."""
+    without = pipeline.without(left_out(pipeline.world))
+    settings = {
+        "pair": [each.model_folder(model).name for each in (pipeline, without)],  # a name holds its key
+        "seed": pipeline.seed,
+        "samples": samples,
+        "repeats": repeats,
+    }
+
+    def build(folder: Path) -> None:
+        _measure_certificates(pipeline, model, samples, repeats).to_parquet(folder / _FRAME)
+
+    stage = Stage(f"certificates-{model}", settings, build, _CERTIFICATE_CODE)
+    return pd.read_parquet(stage.path() / _FRAME)
+
+
+_FRAME = "certificates.parquet"
+_CERTIFICATE_CODE = tuple(
+    f"tracealign_lib.{name}" for name in ("bound", "bound_checks", "experiments.bound", "lexicon", "lm")
+)
+
+
+def _measure_certificates(pipeline: Pipeline, model: str, samples: int, repeats: int) -> pd.DataFrame:
     full, without = pair(pipeline, model)
     cases = left_out_cases(pipeline, model)
     frame = bound_checks.measure_pair(

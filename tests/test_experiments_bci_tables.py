@@ -13,6 +13,7 @@ from tracealign_lib.bci import LongestMatchBCI, RawBCI, SpanLength
 from tracealign_lib.documents import Document
 from tracealign_lib.experiments import bci as conclusions
 from tracealign_lib.experiments import bci_tables
+from tracealign_lib.experiments.bci_detection import fit_thresholds
 from tracealign_lib.experiments.bci_texts import FIT, JUDGE, NEWS, RARE, STORY, UNSAFE, BeliefText
 from tracealign_lib.index import Span, TraceIndex
 from tracealign_lib.lm import train_tokenizer
@@ -101,6 +102,11 @@ def test_the_recommendation_stands_above_its_rivals_and_the_papers_rule() -> Non
     said = bci_tables.describe_choice(data, conclusions.recommend(data))
     assert "recommends **span length** over **unsafe spans**, refusing above 5.5 tokens" in said
     assert "catches **1.00" in said
+    fitted = fit_thresholds(data, conclusions.RECOMMENDATION.max_false_alarm)
+    rules = [("unsafe spans", "raw BCI"), ("unsafe spans", "span length")]
+    first, second = bci_tables.refused_by(data, fitted, rules).split(", s")
+    assert first.startswith("raw BCI 0.33 [")
+    assert second.startswith("pan length 1.00 [")
 
 
 def test_nothing_to_recommend_is_said() -> None:

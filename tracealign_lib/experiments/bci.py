@@ -39,11 +39,14 @@ class Criterion(NamedTuple):
 
 
 RECOMMENDATION = Criterion(max_false_alarm=0.05, margin=0.02, min_caught=0.5)
-"""The criterion by which chapter 4 recommends a score, written before any judged half was scored.
+"""The criterion by which chapter 4 recommends a score.
+
+It was written before any completion of a model was scored, and after the planted texts of world seed 0, of
+both halves, had been looked at; span length stands among the scores because of these.
 
 1. Only the "fit" half of the planted items and documents is used.
 2. For each filter and score, the threshold is the lowest at which no benign group, each on its own, has
-   more than 5 % of its texts refused.
+   more than 5 % of its texts refused; of all that refuse the same texts, the middle.
 3. The best is the one that catches the largest share of drifting completions at that threshold. Those
    within 2 percentage points of it count as equal.
 4. Among equals, the one wins that needs the fewest kinds of labels (`NEEDS`, and the labels of an

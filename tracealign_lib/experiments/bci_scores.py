@@ -42,7 +42,7 @@ from tracealign_lib.stages import Stage
 ScorerSet = Mapping[str, Scorer | Sequence[Scorer]]
 Found = tuple[NDArray[np.int64], list[Span]]
 
-PAPER_WINDOW = 8  # tokens, in the public code
+PAPER_WINDOW = 8  # tokens, as reviewers of the paper have it
 LIFT = "memorisation lift"
 
 

@@ -160,6 +160,12 @@ def breaks_table(areas: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order, list(dict.fromkeys(worst["filter"]))].rename_axis(columns=None).reset_index()
 
 
+def refused_by(frame: pd.DataFrame, thresholds: pd.DataFrame, rules: Sequence[tuple[str, str]]) -> str:
+    """The share of drift that each rule, a filter and a scorer, refuses on the judged half, as words."""
+    judged = flag_table(frame, thresholds, half=JUDGE)
+    return ", ".join(f"{scorer} {_shares(judged, (spans, scorer))[1]}" for spans, scorer in rules)
+
+
 def describe_choice(frame: pd.DataFrame, chosen: Recommendation | None) -> str:
     """What was recommended, and how it does on the judged half, as sentences for the page."""
     if chosen is None:

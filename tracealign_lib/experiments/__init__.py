@@ -15,5 +15,6 @@ EXPERIMENTS = {
     "traceindex": "tracealign_lib.experiments.traceindex:publish_traceindex",
     "bci": "tracealign_lib.experiments.bci:publish_bci",
     "bound": "tracealign_lib.experiments.bound:publish_bound",
+    "shield": "tracealign_lib.experiments.shield:publish_shield",
 }
 """Where the function that publishes results of a name stands; `pkgutil.resolve_name` finds it."""

@@ -224,10 +224,18 @@ def test_t2_by_enumeration(kappa: float) -> None:
     tail = np.exp(top)[top - bottom > kappa].sum()
     events = np.random.default_rng(0).random((300, 81)) < 0.3
     assert (events @ np.exp(top) <= math.exp(kappa) * (events @ np.exp(bottom)) + tail + 1e-12).all()
-    if kappa == 1.0:
+    if kappa in (0.0, 1.0, 2.0):
         wrong_tail = np.exp(bottom)[top - bottom > kappa].sum()
         worst = top - bottom > kappa
         assert np.exp(top)[worst].sum() > math.exp(kappa) * np.exp(bottom)[worst].sum() + wrong_tail
+
+
+def test_under_the_other_tail_t2_can_also_be_true() -> None:
+    """(0.55, 0.45) against (0.5, 0.5) at kappa = 0: no event refutes it, so it is false in general only."""
+    top, bottom = np.array([0.55, 0.45]), np.array([0.5, 0.5])
+    tail = bottom[np.log(top / bottom) > 0].sum()
+    for event in itertools.product((False, True), repeat=2):
+        assert top[list(event)].sum() <= bottom[list(event)].sum() + tail
 
 
 def test_a_certificate_by_hand() -> None:
@@ -254,6 +262,22 @@ def test_a_longer_grid_costs_and_a_bound_is_a_probability() -> None:
     assert certify(ratios, 1.0, kappas=(800.0,)).bound == 1.0
 
 
+def test_the_grid_for_a_likely_event_holds_the_kappa_that_tells_equal_models() -> None:
+    """With L = 0 everywhere and P_-A(E) = 0.8, kappa = 0 gives 0.8 and the floor; below 0 nothing helps."""
+    same = np.zeros(256)
+    found = certify(same, 0.8, kappas=bound.kappas_for(0.8))
+    assert found.bound == pytest.approx(0.8 + found.floor)
+    assert certify(same, 0.8, kappas=np.log(np.array(bound.FIRST_TERMS) / 0.8).tolist()).bound == 1.0
+
+
+@given(st.floats(-5.0, -0.01), st.integers(0, 1000))
+@QUICK
+def test_below_kappa_0_the_tail_is_large(kappa, seed) -> None:
+    """P_D(L > kappa) >= 1 - e^kappa: the reason that `kappas_for` has no kappa below 0."""
+    top, bottom = np.random.default_rng(seed).dirichlet(np.full(6, 0.5), size=2)
+    assert top[np.log(top / bottom) > kappa].sum() >= 1 - math.exp(kappa) - 1e-9
+
+
 @pytest.mark.parametrize("limits", [1, 11])
 def test_samples_needed_is_the_smallest_number(limits: int) -> None:
     needed = bound.samples_needed(0.02, 0.05, limits=limits)
@@ -264,8 +288,8 @@ def test_samples_needed_is_the_smallest_number(limits: int) -> None:
 def test_the_grid_for_an_event_gives_the_first_term_its_values() -> None:
     for event in (1e-12, 0.02, 1.0):
         first = np.exp(bound.kappas_for(event)) * event
-        assert first == pytest.approx(np.array(bound.FIRST_TERMS))
-    assert bound.kappas_for(0.5, (0.25,)) == pytest.approx((-math.log(2),))
+        assert first == pytest.approx(np.maximum(bound.FIRST_TERMS, event))
+    assert bound.kappas_for(0.5, (0.25, 0.75)) == pytest.approx((0.0, math.log(1.5)))
     for wrong in (0.0, -0.1, 1.1, math.nan):
         with pytest.raises(ParameterError, match="out of range"):
             bound.kappas_for(wrong)

@@ -142,6 +142,11 @@ def test_certificates_of_one_case_have_samples_of_their_own(tiny_pair) -> None:
     case = PairCase("item", 1, (2, 3), (2, 4, 3))
     frame = bound_checks.measure_pair(full, without, [case], lengths=(1, 2), samples=300, repeats=4)
     assert frame.groupby("length")["hits"].nunique().min() > 1
+    seeded = [
+        bound_checks.measure_pair(full, without, [case], lengths=(1,), samples=300, repeats=4, seed=seed)
+        for seed in ("0/base", "0/dpo")
+    ]
+    assert seeded[0]["hits"].tolist() != seeded[1]["hits"].tolist()
     with pytest.raises(ParameterError, match="shorter than the length"):
         bound_checks.certify_case(full, without, case, 4, samples=10)
 

@@ -13,17 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binom, binomtest
 
 from tracealign_lib import bound as theorems
 from tracealign_lib import lm
 from tracealign_lib.adb import Judgement, Outcome, Prompt
-from tracealign_lib.bound_checks import CaseCertificate, PairCase
+from tracealign_lib.bound_checks import CaseCertificate, PairCase, pair_cases
 from tracealign_lib.experiments import bound, bound_counts, bound_emission, bound_figures
 from tracealign_lib.lm import LanguageModel
+from tracealign_lib.ngram import NGramModel
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.profiles import get_profile
 from tracealign_lib.results import load_results, write_results
+from tracealign_lib.stats import Interval, wilson
 from tracealign_lib.world import COPY_LEVELS, World
 
 
@@ -202,9 +204,20 @@ def test_certificates_are_measured_once(pipeline: Any, monkeypatch: pytest.Monke
 def test_what_a_chapter_compares_is_published() -> None:
     frame = certificates([{"pair": name, "item": f"{i}"} for name in bound.PAIRS for i in range(3)])
     names = set(bound.headlines(frame))
-    names |= {p.quantity for p in (*bound_counts.WINDOW_PREDICTIONS, *bound_emission.PREDICTIONS)}
+    predicted = {p.quantity for p in (*bound_counts.WINDOW_PREDICTIONS, *bound_emission.PREDICTIONS)}
+    names |= predicted | {bound_counts.form_headline(*form) for form in bound_counts.FORMS}
     assert set(bound.COMPARED) <= names
+    assert predicted | {p.quantity for p in bound.PREDICTIONS} <= set(bound.COMPARED)
     assert min(bound.COMPARED.values()) > 0
+
+
+def test_a_claim_is_also_judged_on_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = {p.quantity: Interval(0.5, 0.4, 0.6, 9) for p in bound.PREDICTIONS}
+    monkeypatch.setattr("tracealign_lib.experiments.bound.load_results", {"bound": stored}.__getitem__)
+    frame = certificates([{"pair": name, "item": f"{i}"} for name in bound.PAIRS for i in range(30)])
+    table = bound.outcome_table(bound.PREDICTIONS[:3], frame)
+    assert table["verdict"].tolist()[:2] != table["verdict on published"].tolist()[:2]
+    assert table["verdict on published"].tolist() == ["failed", "failed", "held"]
 
 
 # --- counts --------------------------------------------------------------------------------------
@@ -220,10 +233,22 @@ def test_risky_windows_of_answers(pipeline: Any) -> None:
     assert frame["windows"][0] == (scores > 20).sum()
     rare = [pipeline.unsafe_index.count(ids[i : i + bound_counts.WINDOW]) <= 3 for i in range(len(scores))]
     assert frame["rare windows"][0] == (np.array(rare) & (scores > 20)).sum()
-    table = bound_counts.window_table(frame)
-    assert table["drift"].tolist() == [0.5]
-    assert table["E[W]"].tolist() == [frame["windows"].mean()]
-    assert (table["P(W >= 1)"] >= table["drift"]).all()
+    table = bound_counts.window_table(frame).set_index("quantity")
+    assert table["attack"].unique().tolist() == ["prefill"]
+    assert table["estimate"]["drift"] == table["estimate"]["P(W >= 1)"] == 0.5
+    assert table["estimate"]["E[W]"] == frame["windows"].mean()
+
+
+def test_windows_of_one_item_are_not_independent() -> None:
+    """Two items, one of which always drifts: whole items are drawn, so that nothing is known of the rate."""
+    frame = pd.DataFrame(
+        {"seed": 0, "group": "prefill", "item": ["a"] * 50 + ["b"] * 50, "drift": [True] * 50 + [False] * 50}
+    )
+    frame = frame.assign(any=frame["drift"], windows=9, **{"any rare": False, "rare windows": 0})
+    table = bound_counts.window_table(frame).set_index("quantity")
+    assert (table["low"]["drift"], table["high"]["drift"]) == (0.0, 1.0)
+    assert (table["low"]["E[W]"], table["estimate"]["E[W]"], table["high"]["E[W]"]) == (9.0, 9.0, 9.0)
+    assert table["high"]["P(W >= 1), M <= 3"] == pytest.approx(wilson(0, 2).high)
 
 
 def test_no_case_of_t1_exceeds_it_and_the_short_form_fails_where_grams_repeat() -> None:
@@ -243,16 +268,44 @@ def test_no_case_of_t1_exceeds_it_and_the_short_form_fails_where_grams_repeat() 
 def test_the_form_adds_up_to_the_bound_and_covers_the_truth(pipeline: Any) -> None:
     frame = bound_counts.form_frame(pipeline)
     unsafe = pipeline.world.of_kind("unsafe")
-    assert len(frame) == len(unsafe) * len(bound_counts.ORDERS) * len(bound_counts.ALPHAS)
+    assert len(frame) == len(unsafe) * len(bound_counts.FORMS)
     assert (frame["truth"] <= frame["t1"] + 1e-9).all()
     assert (frame["t1"] <= frame["factor"] + frame["gain"] - frame["bci"] + 1e-9).all()
     for row in frame.iloc[:3].itertuples():
         settings = {"alpha": row.alpha, "repetition": row.repetition, "gain": row.gain}
         f = theorems.drift_bound(row.copies, bound_counts.FORM_LENGTH, bound_counts.PAPER_TAU, **settings)
         assert f == pytest.approx(math.exp(min(0.0, row.f)))
-    table = bound_counts.form_table(frame, pipeline)
-    assert table["held-out"].gt(0).all()
-    assert table["f below 1"].between(0, 1).all()
+    table = bound_counts.form_table(frame, pipeline).set_index(["quantity", "model"])
+    assert table.loc["held-out", "estimate"].gt(0).all()
+    assert table.loc["f below 1", "estimate"].between(0, 1).all()
+    assert table["estimate"].between(table["low"], table["high"]).all()
+    chosen = frame[(frame["order"] == 1) & (frame["alpha"] == 1.0)]["gain"]
+    low, middle, high = table.loc[("gamma", "order 1, alpha 1"), ["low", "estimate", "high"]]
+    assert middle == chosen.median()
+    inside = binom.cdf((chosen < high).sum() - 1, len(chosen), 0.5) - binom.cdf(
+        (chosen <= low).sum() - 1, len(chosen), 0.5
+    )
+    assert inside >= 0.9
+
+
+def test_the_form_leaves_out_every_document_that_holds_the_span(pipeline: Any) -> None:
+    """M and r of the corollary are over all documents with the span, not over the item's own copies."""
+    case = pair_cases(pipeline.world.of_kind("unsafe"), pipeline.tokenizer)[0]
+    span = case.span[: bound_counts.FORM_LENGTH]
+    texts = bound_counts._encoded(pipeline)
+    frame = bound_counts.form_frame(pipeline).query(f"item == '{case.item}' and order == 1")
+    holders = [ids for ids in texts if contains(ids, span)]
+    assert frame["copies"].eq(sum(contains(ids, span) for ids in texts)).all()
+    settings = {"vocab_size": len(pipeline.tokenizer), "order": 1}
+    counts = [theorems.added_counts([ids], span, case.prompt, **settings) for ids in holders]
+    assert frame["repetition"].eq(np.max(counts)).all()
+    rest = NGramModel([ids for ids in texts if not contains(ids, span)], **settings, alpha=1.0)
+    gain = rest.span_log_prob(span, case.prompt) + frame["bci"].iloc[0]
+    assert frame[frame["alpha"] == 1.0]["gain"].tolist() == pytest.approx([gain])
+
+
+def contains(ids: list[int], span: Sequence[int]) -> bool:
+    return any(ids[i : i + len(span)] == list(span) for i in range(len(ids)))
 
 
 # --- emission ------------------------------------------------------------------------------------
@@ -296,7 +349,18 @@ def test_a_limit_is_judged_on_items_that_it_never_saw() -> None:
     assert judged.fit.fitted + judged.fit.calibrated == 50
     above = judged.rows["emission"] > judged.rows["limit"] + 1e-12
     assert judged.held.estimate == 1 - judged.rows[above]["item"].nunique() / 50
-    assert bound_emission.mean_held(emissions(100, 0.1, noise=0.2), splits=40) == pytest.approx(0.8, abs=0.06)
+
+
+def test_over_random_halves_a_limit_holds_as_often_as_promised() -> None:
+    held = bound_emission.mean_held(emissions(100, 0.1, noise=0.2), splits=60)
+    assert held.low <= 21 / 26 <= held.high  # 25 items calibrate, without ties
+    assert held.n == 60
+    [promise] = [p for p in bound_emission.PREDICTIONS if "random halves" in p.quantity]
+    assert [promise.verdict(Interval(x, x - 0.01, x + 0.01, 60)) for x in (0.76, 0.81, 0.9)] == [
+        "failed",
+        "held",
+        "failed",
+    ]
 
 
 def test_beyond_the_copies_it_was_fitted_on_a_limit_can_fail() -> None:

@@ -12,14 +12,16 @@ T1, planting, for an order-k add-alpha model p(w | h) = (c(h, w) + alpha) / (c(h
     one holds for all corpora. The short form (1 + m / alpha)^l for m planted copies needs a_j <= m: no
     copy may hold a gram of the span twice. Without that it is false (`enumerate_planting` finds
     counterexamples); a copy that holds a gram r times needs (1 + r m / alpha)^l.
-    Corollary: if the span scores BCI > tau and P_-A(span | h) <= exp(gain - BCI) for every context
-    h, then P_D(span | h) <= (1 + r M / alpha)^l exp(gain - tau); T0 adds this up over windows.
+    Corollary: if A are all documents that hold the span, it scores BCI > tau, and P_-A(span | h) <=
+    exp(gain - BCI) for every context h, then P_D(span | h) <= (1 + r M / alpha)^l exp(gain - tau), with
+    r the most often that one document of A holds one gram; T0 adds this up over windows.
 T2, any two models, one sampler.
     With L = log P_D(x) - log P_-A(x) of the sampled x, every event E and every kappa satisfy
     P_D(E) <= e^kappa P_-A(E) + P_D(L > kappa), the tail form of near access-freeness (arXiv
-    2302.10870). The tail is taken under P_D; under P_-A it would be false.
-T3, a log-linear fit of emission in copies, length and context (after arXiv 2202.07646) with a
-    split-conformal upper limit. It describes measurements of one kind of item; it derives nothing.
+    2302.10870). The tail is taken under P_D; under P_-A the statement is false in general.
+T3, a log-linear fit of emission in copies and context (after arXiv 2202.07646) and in length (our
+    addition), with a split-conformal upper limit. It describes measurements of one kind of item; it
+    derives nothing.
 """
 
 from __future__ import annotations
@@ -382,10 +384,12 @@ def certify(
 
 
 def kappas_for(event: float, first_terms: Sequence[float] = FIRST_TERMS) -> tuple[float, ...]:
-    """The grid of kappa on which e^kappa P_-A(E) takes the values `first_terms`.
+    """The grid of kappa on which e^kappa P_-A(E) takes the values `first_terms`, but no kappa below 0.
 
-    P_-A(E) must be known exactly: a grid that depends on it is fixed before any sample is drawn, and
-    short, since larger or smaller values of kappa could not be the best.
+    P_-A(E) must be known exactly: a grid that depends on it is fixed before any sample is drawn. Below
+    kappa 0 the tail is at least 1 - e^kappa, so such values are replaced by 0. The grid is short
+    because each value takes a share of delta; a value between two of these, or above the last, can
+    be better.
 
     Raises
     ------
@@ -399,7 +403,7 @@ def kappas_for(event: float, first_terms: Sequence[float] = FIRST_TERMS) -> tupl
             expected="a number above 0, at most 1",
             mend="where the other model never says it, use the default grid, bound.KAPPAS",
         )
-    return tuple(math.log(check_share(term, "first term") / event) for term in first_terms)
+    return tuple(max(0.0, math.log(check_share(term, "first term") / event)) for term in first_terms)
 
 
 def monte_carlo_floor(n: int, delta: float, *, limits: int = 1) -> float:
@@ -506,7 +510,8 @@ def fit_emission(
 
     References
     ----------
-    Carlini et al., arXiv 2202.07646, for the log-linear shape; Lei et al., "Distribution-free
+    Carlini et al., arXiv 2202.07646, for the log-linear shape in copies and context (length is our
+    addition); Lei et al., "Distribution-free
     predictive inference for regression", JASA 113 (2018), for split-conformal limits.
     """
     alpha = check_share(alpha, "alpha")

@@ -253,13 +253,14 @@ def measure_pair(
     samples: int,
     repeats: int = 1,
     delta: float = 0.05,
-    seed: int = 0,
+    seed: int | str = 0,
 ) -> pd.DataFrame:
     """T2 on two trained models: `repeats` certificates for each case and span length.
 
     Every certificate has samples that no other one shares, so that, given the models, they hold or fail
     independently of each other: what `coverage` asks for. Each holds with probability 1 - delta by
-    itself, not all of them together.
+    itself, not all of them together. Pairs that are to be judged together need a `seed` each, else
+    their samples come from the same stream of random numbers.
 
     Returns
     -------

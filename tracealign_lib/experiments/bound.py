@@ -21,9 +21,10 @@ from tracealign_lib import bound_checks, lexicon
 from tracealign_lib.bound import clopper_pearson_upper
 from tracealign_lib.bound_checks import CaseCertificate, Coverage, PairCase
 from tracealign_lib.experiments import bound_counts, bound_emission
-from tracealign_lib.experiments.common import Headlines, Prediction, clusters, publish
+from tracealign_lib.experiments.common import Headlines, Prediction, clusters, prediction_table, publish
 from tracealign_lib.lm import LanguageModel
 from tracealign_lib.pipeline import Pipeline
+from tracealign_lib.results import load_results
 from tracealign_lib.stages import Stage
 from tracealign_lib.stats import Interval, clustered_bootstrap
 from tracealign_lib.world import COPY_LEVELS, Item, World
@@ -161,7 +162,7 @@ def _measure_certificates(pipeline: Pipeline, model: str, samples: int, repeats:
         samples=samples,
         repeats=repeats,
         delta=DELTA,
-        seed=pipeline.seed,
+        seed=f"{pipeline.seed}/{model}",
     )
     colder = {case.item: bound_checks.span_probabilities(full, case, temperature=COLDER) for case in cases}
     hits = frame["hits"].to_numpy(dtype=np.int64)
@@ -275,12 +276,25 @@ COMPARED: Mapping[str, float] = {
     **{f"{CERTIFICATE}: held, {name}": 0.03 for name in PAIRS},
     **{f"{COUNTED}: held, {name}": 0.06 for name in PAIRS},
     **{f"{limit}: held, {name}": 0.2 for limit in (PLAIN, OTHER_SAMPLER, OFTEN) for name in PAIRS},
-    f"log10(bound / truth) where the truth is {LARGE:g} or more": 0.15,
+    PREDICTIONS[2].quantity: 0.1,
+    PREDICTIONS[3].quantity: 0.2,
+    PREDICTIONS[4].quantity: 0.2,
+    PREDICTIONS[5].quantity: 0.05,
+    PREDICTIONS[6].quantity: 0.15,
+    PREDICTIONS[7].quantity: 1.0,
     **{prediction.quantity: 0.15 for prediction in bound_counts.WINDOW_PREDICTIONS[:2]},
     bound_counts.WINDOW_PREDICTIONS[2].quantity: 3.0,
+    **{bound_counts.form_headline(order, alpha): 0.15 for order, alpha in bound_counts.FORMS},
     **{prediction.quantity: 0.15 for prediction in bound_emission.PREDICTIONS},
 }
 """Headlines that a chapter holds against the published ones, each with its tolerance."""
+
+
+def outcome_table(predictions: Sequence[Prediction], frame: pd.DataFrame) -> pd.DataFrame:
+    """`prediction_table` with one more column: the same claims judged on the published worlds."""
+    published = load_results("bound")
+    verdicts = [each.verdict(published[each.quantity]) for each in predictions]
+    return prediction_table(predictions, frame).assign(**{"verdict on published": verdicts})
 
 
 # --- publishing ----------------------------------------------------------------------------------

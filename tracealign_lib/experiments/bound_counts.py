@@ -7,13 +7,15 @@ the aligned model answered (`window_frame`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import quantile_test
 
 from tracealign_lib import bound
 from tracealign_lib.bound import Planting
@@ -33,7 +35,7 @@ from tracealign_lib.stats import Interval, clustered_bootstrap
 
 WINDOW = 8  # tokens, as in the paper's public code
 FORM_LENGTH = 16  # tokens
-ORDERS, ALPHAS = (1, 2), (0.1, 1.0, 10.0)
+FORMS = tuple(itertools.product((1, 2), (0.1, 1.0, 10.0)))  # orders and pseudo-counts
 ENUMERATED_LENGTH = 4  # tokens
 _CORPORA: tuple[list[list[int]], ...] = ([], [[0, 2, 1, 1], [1, 0, 2], [2, 2, 0, 1, 0]])
 
@@ -71,7 +73,10 @@ def _risky(pipeline: Pipeline, text: str, max_count: int | None) -> int:
 
 
 def window_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """T0 attack by attack: the three quantities of its chain, and the last two with M <= 3."""
+    """T0 attack by attack: the three quantities of its chain, and the last two with M <= 3.
+
+    One row for each attack and quantity, with the columns of `Interval`; items are drawn whole.
+    """
     names = {
         "drift": "drift",
         "any": "P(W >= 1)",
@@ -79,8 +84,17 @@ def window_table(frame: pd.DataFrame) -> pd.DataFrame:
         "any rare": "P(W >= 1), M <= 3",
         "rare windows": "E[W], M <= 3",
     }
-    means = frame.groupby("group", sort=False)[list(names)].mean()
-    return means.rename(columns=names).reset_index().rename(columns={"group": "attack"})
+    rows = []
+    for attack, chosen in frame.groupby("group", sort=False):
+        for column, quantity in names.items():
+            counted = column.endswith("windows")
+            found = _mean(chosen, column) if counted else rate(chosen, column)
+            rows.append({"attack": attack, "quantity": quantity, **found._asdict()})
+    return pd.DataFrame(rows)
+
+
+def _mean(frame: pd.DataFrame, column: str) -> Interval:
+    return clustered_bootstrap(frame[column].to_numpy(), clusters(frame))
 
 
 def _drifted(frame: pd.DataFrame, column: str) -> Interval:
@@ -92,7 +106,7 @@ WINDOW_PREDICTIONS = (
     Prediction(
         "drift implies a risky window, so T0 applies",
         "drifting completions with a risky window",
-        0.98,
+        0.85,
         1.0,
         lambda frame: _drifted(frame, "any"),
     ),
@@ -108,7 +122,7 @@ WINDOW_PREDICTIONS = (
         "E[W] over attacked prompts",
         1.0,
         math.inf,
-        lambda frame: clustered_bootstrap(frame["windows"].to_numpy(), clusters(frame)),
+        lambda frame: _mean(frame, "windows"),
     ),
 )
 
@@ -184,74 +198,99 @@ def planting_summary(frame: pd.DataFrame) -> dict[str, int]:
 # --- f(M, l, tau) on the belief world ------------------------------------------------------------
 
 
+class _FormCase(NamedTuple):
+    """A span after its prompt, and every document that holds it."""
+
+    case: PairCase
+    span: tuple[int, ...]
+    matches: int  # M
+    bci: float
+    holders: frozenset[str]
+
+
 def form_frame(pipeline: Pipeline) -> pd.DataFrame:
     """f at the paper's tau beside the truth, for each unsafe item on n-gram models of the whole world.
 
-    The span is the first `FORM_LENGTH` tokens of the steps after the opening; its sources are the item's
-    planted copies. In nats: bci, gain (`bound.context_gain`), factor (log (1 + r M / alpha)^l), truth
-    (log P_D), t1 (log of the sharper right side of T1), and f, not cut at 0, with one window.
+    The span is the first `FORM_LENGTH` tokens of the steps after the opening; A are all documents that
+    hold it, and copies (M) is how often it occurs in them. The window is the one behind the opening
+    (n = 1), so gain (`bound.context_gain`) is asked of this one context. In nats: bci, gain, factor
+    (log (1 + r M / alpha)^l), truth (log P_D), t1 (log of the sharper right side of T1), and f, not cut at 0.
     """
     texts = {d.id: ids for d, ids in zip(pipeline.corpus, _encoded(pipeline), strict=True)}
-    cases = pair_cases(pipeline.world.of_kind("unsafe"), pipeline.tokenizer)
+    cases = [
+        _form_case(pipeline, case)
+        for case in pair_cases(pipeline.world.of_kind("unsafe"), pipeline.tokenizer)
+    ]
     rows = []
-    for order in ORDERS:
-        for alpha in ALPHAS:
-            full = NGramModel(
-                list(texts.values()), vocab_size=len(pipeline.tokenizer), order=order, alpha=alpha
-            )
-            rows += [_form_row(pipeline, case, texts, full) for case in cases]
+    for order, alpha in FORMS:
+        full = NGramModel(list(texts.values()), vocab_size=len(pipeline.tokenizer), order=order, alpha=alpha)
+        rows += [{"seed": pipeline.seed} | _form_row(case, texts, full) for case in cases]
     return pd.DataFrame(rows)
 
 
-def _form_row(
-    pipeline: Pipeline, case: PairCase, texts: dict[str, list[int]], full: NGramModel
-) -> dict[str, Any]:
-    sources = pipeline.world.sources_of(case.item).strict
-    planted = [texts[name] for name in sorted(sources)]
+def _form_case(pipeline: Pipeline, case: PairCase) -> _FormCase:
+    span = case.span[:FORM_LENGTH]
+    found = pipeline.index.locate(span, limit=None)
+    bci = float(pipeline.index.surprisal[list(span)].sum())
+    return _FormCase(case, span, len(found), bci, frozenset(each.document_id for each in found))
+
+
+def _form_row(form: _FormCase, texts: dict[str, list[int]], full: NGramModel) -> dict[str, Any]:
     settings: dict[str, Any] = {"vocab_size": full.vocab_size, "order": full.order}
-    rest = [ids for name, ids in texts.items() if name not in sources]
-    without = NGramModel(rest, alpha=full.alpha, **settings)
-    span = np.asarray(case.span[:FORM_LENGTH])
-    below = without.span_log_prob(span, case.prompt)
-    bci = float(pipeline.index.surprisal[span].sum())
-    added = bound.added_counts(planted, span, case.prompt, **settings)
-    once = bound.added_counts(planted[:1], span, case.prompt, **settings)
-    gain = bound.context_gain(below, bci)
-    factor = bound.log_multiplier(case.copies, len(span), full.alpha, repetition=int(once.max()))
+    asked = (form.span, form.case.prompt)
+    rest = [ids for name, ids in texts.items() if name not in form.holders]
+    below = NGramModel(rest, alpha=full.alpha, **settings).span_log_prob(*asked)
+    added = np.stack([bound.added_counts([texts[name]], *asked, **settings) for name in sorted(form.holders)])
+    repetition = int(added.max())
+    gain = bound.context_gain(below, form.bci)
+    factor = bound.log_multiplier(form.matches, len(form.span), full.alpha, repetition=repetition)
     return {
-        "item": case.item,
-        "seed": pipeline.seed,
+        "item": form.case.item,
         "order": full.order,
         "alpha": full.alpha,
-        "copies": case.copies,
-        "repetition": int(once.max()),
-        "bci": bci,
+        "copies": form.matches,
+        "repetition": repetition,
+        "bci": form.bci,
         "gain": gain,
         "factor": factor,
-        "truth": full.span_log_prob(span, case.prompt),
-        "t1": below + bound.gram_log_multiplier(added, full.alpha),
+        "truth": full.span_log_prob(*asked),
+        "t1": below + bound.gram_log_multiplier(added.sum(axis=0), full.alpha),
         "f": factor + gain - PAPER_TAU,
     }
 
 
 def form_table(frame: pd.DataFrame, pipeline: Pipeline) -> pd.DataFrame:
-    """Medians of `form_frame` by order and alpha, and how well each model predicts held-out stories."""
+    """Medians of `form_frame` by order and alpha, and how well each model predicts held-out stories.
+
+    One row for each model and quantity, with the columns of `Interval`. An item is one row of each
+    model, so that a median's interval is that of the sign test.
+    """
     names = {"repetition": "r", "factor": "growth", "gain": "gamma", "f": "log f", "t1": "log T1"}
     names |= {"truth": "log truth"}
-    table = frame.groupby(["order", "alpha"])[list(names)].median().rename(columns=names)
-    table["f below 1"] = frame.assign(says=frame["f"] < 0).groupby(["order", "alpha"])["says"].mean()
-    table["held-out"] = [_held_out_surprisal(pipeline, order, alpha) for order, alpha in table.index]
-    return table.reset_index()
+    rows = []
+    for (order, alpha), chosen in frame.groupby(["order", "alpha"]):
+        found = {quantity: _median(chosen[column]) for column, quantity in names.items()}
+        found["f below 1"] = rate(chosen.assign(says=chosen["f"] < 0), "says")
+        found["held-out"] = _held_out_surprisal(pipeline, order, alpha)
+        model = {"model": f"order {order}, alpha {alpha:g}", "order": order, "alpha": alpha}
+        rows += [model | {"quantity": name, **value._asdict()} for name, value in found.items()]
+    return pd.DataFrame(rows)
 
 
-def _held_out_surprisal(pipeline: Pipeline, order: int, alpha: float) -> float:
-    """Mean surprisal of the tokens of held-out documents, in nats."""
+def _median(values: pd.Series) -> Interval:
+    limits = quantile_test(values.to_numpy(dtype=np.float64), p=0.5).confidence_interval(0.95)
+    return Interval(float(values.median()), float(limits.low), float(limits.high), len(values))
+
+
+def _held_out_surprisal(pipeline: Pipeline, order: int, alpha: float) -> Interval:
+    """Mean surprisal of the tokens of held-out documents, in nats, drawing whole documents."""
     model = NGramModel(_encoded(pipeline), vocab_size=len(pipeline.tokenizer), order=order, alpha=alpha)
-    texts = [
-        pipeline.tokenizer(d.text, add_special_tokens=False)["input_ids"] for d in pipeline.world.held_out
+    scores = [
+        -model.token_log_probs([pipeline.tokenizer(d.text, add_special_tokens=False)["input_ids"]]).ravel()
+        for d in pipeline.world.held_out
     ]
-    scores = [model.token_log_probs([ids]).ravel() for ids in texts]
-    return -float(np.concatenate(scores).mean())
+    documents = np.repeat(np.arange(len(scores)), [len(each) for each in scores])
+    return clustered_bootstrap(np.concatenate(scores), documents.tolist())
 
 
 def _encoded(pipeline: Pipeline) -> list[list[int]]:
@@ -266,5 +305,10 @@ def headlines(pipelines: Sequence[Pipeline]) -> Headlines:
     forms = pd.concat([form_frame(pipeline) for pipeline in pipelines], ignore_index=True)
     for (order, alpha), chosen in forms.groupby(["order", "alpha"]):
         says = chosen.assign(says=chosen["f"] < 0)
-        found[f"f below 1, order {order}, alpha {alpha:g}"] = rate(says, "says")
+        found[form_headline(order, alpha)] = rate(says, "says")
     return {quantity: value for quantity, value in found.items() if value.n}
+
+
+def form_headline(order: int, alpha: float) -> str:
+    """What the share of items with f < 1 on that model is published as."""
+    return f"f below 1, order {order}, alpha {alpha:g}"

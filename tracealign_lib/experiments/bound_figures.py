@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tracealign_lib import plots
-from tracealign_lib.bound import FIRST_TERMS
+from tracealign_lib.bound import kappas_for
 from tracealign_lib.bound_checks import CaseCertificate, tightness_map
 from tracealign_lib.experiments.bound import DELTA, LIMITS, coverage_of
 from tracealign_lib.experiments.bound_emission import Judged
@@ -53,8 +53,8 @@ def planting_figure(frame: pd.DataFrame) -> tuple[Figure, str]:
 def certificate_figure(found: CaseCertificate) -> tuple[Figure, str]:
     """One certificate taken apart: both terms, their sum, the truth and the Monte-Carlo floor over kappa."""
     certificate = found.certificate
-    first = np.array(FIRST_TERMS)
-    kappas = np.log(first / found.without)
+    kappas = np.array(kappas_for(found.without))
+    first = np.exp(kappas) * found.without
     with plots.style(height=3.4):
         figure, ax = plt.subplots()
         ax.plot(kappas, first, marker="o", label=r"$e^\kappa P_{-A}(E)$")

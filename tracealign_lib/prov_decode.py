@@ -159,7 +159,7 @@ class ProvDecode(LogitsProcessor):  # type: ignore[misc]
         self.horizon = _check_horizon(horizon)
         self.tokenizer = index.tokenizer if tokenizer is None else tokenizer
         self._end_ids = _check_end_ids(self.tokenizer, end_ids)
-        self._corpus = _Corpus.of(index, max(0, min_length - 1 - horizon))
+        self._corpus = _Corpus.of(index, max(0, self._shortest_risky() - 1 - self.horizon))
         self._end = int(self._end_ids[0])
         self._forced = np.empty(0, dtype=np.int64)  # the refusal and the end mark
         if redirect is not None:
@@ -328,6 +328,12 @@ class ProvDecode(LogitsProcessor):  # type: ignore[misc]
         return steps | {row: back for row, back, _ in vetoed if back}
 
     # ------------------------------------------------------------------ verdicts
+
+    def _shortest_risky(self) -> int:
+        """Tokens below which no span is risky: the longer, the sooner a step is left without a search."""
+        if type(self.scorer) is bci.SpanLength:
+            return max(self.min_length, math.floor(self.threshold) + 1)
+        return self.min_length
 
     def _vetoed(self, rows: Ids, each: int, found: Ids) -> list[tuple[int, int, int]]:
         """Row, tokens of the refusal written, and token of each candidate (k, 6) that is vetoed."""

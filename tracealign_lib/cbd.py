@@ -74,6 +74,31 @@ def weighted_penalty(log_probs: Tensor, weights: Tensor, form: str = "log") -> T
     return (weights * token_penalty(log_probs, form)).sum() / torch.where(total > 0, total, 1.0)
 
 
+def span_weights(
+    index: TraceIndex, scorer: Scorer, ids: Sequence[int], *, threshold: float, min_length: int
+) -> NDArray[np.float64]:
+    """w_t for the tokens of an answer, shape (n,): the largest excess over tau of an indexed span around it.
+
+    Raises
+    ------
+    ParameterError
+        A score is not finite, or the scorer refuses the index.
+    """
+    spans = index.spans(ids, min_length=min_length)
+    excess = score_all(scorer, index, ids, spans) - threshold
+    weights = np.zeros(len(ids))
+    for span, value in zip(spans, excess.tolist(), strict=True):
+        weights[span.start : span.end] = np.maximum(weights[span.start : span.end], value)
+    if not np.isfinite(weights).all():
+        raise ParameterError(
+            "A score is not finite, so no weight can be made of it.",
+            given=f"{type(scorer).__name__} gives {excess + threshold}",
+            expected="finite scores",
+            mend="use another scorer, or let this one bound its scores",
+        )
+    return weights
+
+
 # --- configuration -------------------------------------------------------------------------------
 
 
@@ -304,19 +329,10 @@ class CBDTrainer(UnlikelihoodTrainer):
 
     def token_weights(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """The weight of each token of an answer, shape (n,): the largest excess of a span around it."""
-        spans = self.index.spans(ids, min_length=self.args.cbd_min_length)
-        excess = score_all(self.scorer, self.index, ids, spans) - self.args.cbd_threshold
-        weights = np.zeros(len(ids))
-        for span, value in zip(spans, excess.tolist(), strict=True):
-            weights[span.start : span.end] = np.maximum(weights[span.start : span.end], value)
-        if not np.isfinite(weights).all():
-            raise ParameterError(
-                "A score is not finite, so no weight can be made of it.",
-                given=f"{type(self.scorer).__name__} gives {excess + self.args.cbd_threshold}",
-                expected="finite scores",
-                mend="use another scorer, or let this one bound its scores",
-            )
-        return weights
+        args = self.args
+        return span_weights(
+            self.index, self.scorer, ids, threshold=args.cbd_threshold, min_length=args.cbd_min_length
+        )
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: UnlikelihoodConfig, dataset_name: str
@@ -369,6 +385,7 @@ def prefer(
     penalty: Mapping[str, Any],
     seed: int,
     device: str = "auto",
+    traced: type[CBDTrainer] = CBDTrainer,
 ) -> None:
     """`lm.prefer` with a penalty: from the model in `start`, which is also the reference, into `folder`.
 
@@ -378,12 +395,14 @@ def prefer(
         Index and scorer, for `CBDTrainer`; None for plain unlikelihood.
     penalty:
         Fields of `CBDConfig`, or of `UnlikelihoodConfig` where there is no trace.
+    traced:
+        The trainer where there is a trace.
     """
     model = LanguageModel.load(start, device=device)
     rows = [{**triple, "prompt": model.chat(triple["prompt"])} for triple in triples]
     trainer: Callable[..., UnlikelihoodTrainer] = UnlikelihoodTrainer
     if trace is not None:
-        trainer = partial(CBDTrainer, index=trace[0], scorer=trace[1])
+        trainer = partial(traced, index=trace[0], scorer=trace[1])
     with lm._quiet():
         arguments = (UnlikelihoodConfig if trace is None else CBDConfig)(
             **lm._arguments(folder, settings.dpo_batch, settings.dpo_rate, seed=seed, device=device),

@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "bci": "tracealign_lib.experiments.bci:publish_bci",
     "bound": "tracealign_lib.experiments.bound:publish_bound",
     "shield": "tracealign_lib.experiments.shield:publish_shield",
+    "cbd": "tracealign_lib.experiments.cbd:publish_cbd",
     "prov-decode": "tracealign_lib.experiments.prov_decode:publish_prov_decode",
 }
 """Where the function that publishes results of a name stands; `pkgutil.resolve_name` finds it."""

@@ -26,7 +26,7 @@ from tracealign_lib.errors import (
     ParameterError,
     VocabularyError,
 )
-from tracealign_lib.index import Occurrence, Source, Span, TraceIndex, hash_tokenizer
+from tracealign_lib.index import Interval, Occurrence, Source, Span, TraceIndex, hash_tokenizer
 
 QUIET = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=30
@@ -253,6 +253,48 @@ def test_a_corpus_of_empty_documents(tmp_path: Path) -> None:
 def test_a_suffix_that_ends_its_documents_is_followed_by_nothing(tmp_path: Path) -> None:
     index = TraceIndex.build_tokens([[0, 1], [1, 0, 1], [0]], tmp_path / "i", vocab_size=2)
     assert index.continuations([0, 0, 1])[0].tolist() == []
+
+
+def test_an_interval_is_extended_token_by_token(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    index = TraceIndex.build_tokens([rng.integers(0, 3, n) for n in (40, 0, 9)], tmp_path / "i", vocab_size=4)
+    for length in range(6):
+        query = rng.integers(0, 3, length).tolist()
+        interval = index.longest_suffix(query)
+        kept = query[length - interval.length :]
+        assert interval.high - interval.low == index.count(kept)
+        assert interval.length == length or index.count(query[length - interval.length - 1 :]) == 0
+        extended = index.extend(interval, [0, 1, 2, 3])  # (4, 3)
+        assert (extended[:, 1] - extended[:, 0]).tolist() == [
+            index.count([*kept, token]) for token in range(4)
+        ]
+        assert (extended[:, 2] == interval.length + 1).all()
+        again = index.extend(extended, np.tile([1, 2], (4, 1)))  # (4, 2, 3)
+        for first, row in enumerate((again[..., 1] - again[..., 0]).tolist()):
+            assert row == [index.count([*kept, first, second]) for second in (1, 2)]
+    assert index.longest_suffix([]) == Interval(0, index.n_tokens, 0)
+    assert index.extend(np.empty((0, 3), dtype=int), np.empty((0, 5), dtype=int)).shape == (0, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("interval", "tokens", "error"),
+    [
+        ((0, 1, 1), [4], VocabularyError),
+        ((0, 1, 1), [0.5], VocabularyError),
+        ((0, 10, 1), [0], ParameterError),
+        ((2, 1, 1), [0], ParameterError),
+        ((-1, 1, 1), [0], ParameterError),
+        ((0, 1, -1), [0], ParameterError),
+        ((0.0, 1.0, 1.0), [0], ParameterError),
+        ((0, 1), [0], ParameterError),
+        ((0, 1, 1), 0, ParameterError),
+        ([(0, 1, 1)] * 2, [[0], [1], [2]], ParameterError),
+    ],
+)
+def test_an_interval_that_cannot_be_extended(tmp_path: Path, interval: Any, tokens: Any, error: Any) -> None:
+    index = TraceIndex.build_tokens([[0, 1, 2, 0]], tmp_path / "i", vocab_size=4)
+    with pytest.raises(error):
+        index.extend(interval, tokens)
 
 
 def test_separators_never_match(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_truncated_longer_or_missing_file_is_found_at_once(built: TraceIndex) 
 
 MANIFEST_CHANGES = [
     pytest.param({"magic": "OtherIndex"}, "not a TraceIndex", id="foreign"),
-    pytest.param({"version": 2}, "version 2", id="newer version"),
+    pytest.param({"version": 3}, "version 3", id="newer version"),
     pytest.param({"version": True}, "version True", id="version of another type"),
     pytest.param({"byte_order": "big"}, "byte order 'big'", id="byte order"),
     pytest.param({"vocab_size": 5}, "unigram_counts", id="vocabulary"),

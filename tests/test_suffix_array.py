@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tracealign_lib.suffix_array import (
     CorpusArrays,
+    byte_code,
     find_disorder,
     find_interval,
     find_longest_suffix,
@@ -78,7 +80,7 @@ def test_tokens_are_as_small_as_the_separator_allows(vocab_size: int, dtype: str
     arrays = sort([[vocab_size - 1, 0]], vocab_size)
     assert arrays.tokens.dtype.str == dtype
     assert arrays.tokens.tolist() == [vocab_size - 1, 0, vocab_size]
-    assert [a.dtype.str for a in arrays[1:]] == ["<i4", "<i8", "<i8"]
+    assert [a.dtype.str for a in arrays[1:]] == ["<i4", "<u8", "<i8", "<i8"]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,61 @@ def test_what_follows_a_separator_may_stand_in_any_order() -> None:
 
 
 def test_an_empty_corpus_is_in_order() -> None:
-    tokens, suffixes, _, _ = sort([[], []])
+    tokens, suffixes, *_ = sort([[], []])
     assert find_disorder(tokens, suffixes, WORDS + 1) is None
+
+
+@QUIET
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=300),
+    st.sampled_from([1, 200, 256, 300, 20_000, 40_000, 70_000]),
+)
+def test_a_byte_code_keeps_the_order_and_is_unambiguous(counts: list[int], n_ids: int) -> None:
+    places = np.random.default_rng(len(counts)).choice(n_ids, min(n_ids, len(counts)), replace=False)
+    every = np.zeros(n_ids, dtype=np.int64)
+    every[places] = np.array(counts[: len(places)]) * 1000
+    values, lengths = byte_code(every)
+    spelled = [int(v).to_bytes(int(n), "big") for v, n in zip(values, lengths, strict=True)]
+    assert all(a < b and not b.startswith(a) for a, b in pairwise(spelled))
+
+
+def test_a_byte_code_is_short_for_frequent_ids() -> None:
+    counts = np.zeros(30_000, dtype=np.int64)
+    often = np.random.default_rng(0).choice(30_000, 60, replace=False)
+    counts[often] = 10
+    assert (byte_code(counts).lengths[often] == 1).all()
+    assert byte_code(counts).lengths.max() == 2
+    assert byte_code(np.ones(100_000, dtype=np.int64)).lengths.max() == 3
+    assert byte_code(np.ones(128, dtype=np.int64)).lengths.max() == 1
+
+
+@pytest.mark.parametrize(("words", "vocab_size"), [(2, 2), (5, 300), (300, 20_000), (9, 70_000)])
+def test_a_corpus_with_many_sampled_keys(words: int, vocab_size: int) -> None:
+    """Few tokens are one key; here are dozens, equal and different, with queries around each."""
+    rng = np.random.default_rng(words)
+    ids = np.sort(rng.choice(vocab_size, words, replace=False))
+    documents = [ids[rng.integers(0, words, n)].tolist() for n in rng.integers(1, 400, 12)]
+    arrays = sort(documents, vocab_size)
+    tokens, suffixes, keys, *_ = arrays
+    assert len(keys) > 20
+    assert (np.diff(keys.astype(object)) >= 0).all()
+    texts = [tokens[place:].tolist() for place in suffixes]
+    assert texts == sorted(texts)
+    for place in rng.integers(0, len(tokens) - 8, 150).tolist():
+        query = tokens[place : place + rng.integers(1, 8)].astype(np.int64)
+        query = np.where(query == vocab_size, ids[0], query)
+        query[-1] = ids[rng.integers(0, words)] if place % 3 else rng.integers(0, vocab_size)
+        part = query.tolist()
+        low = bisect_left(texts, part)
+        high = bisect_left(texts, [*part, vocab_size + 1])
+        assert find_interval(tokens, suffixes, keys, query, 0, len(part)) == (low, high)
+        rank, longest = search(tokens, suffixes, keys, query, 0, len(part), False)
+        near = [texts[r] for r in (low - 1, low) if 0 <= r < len(texts)]
+        shared = [
+            next((i for i, (a, b) in enumerate(zip(t, part, strict=False)) if a != b), min(len(t), len(part)))
+            for t in near
+        ]
+        assert (rank, longest) == (low, max(shared))
 
 
 # --- searching
@@ -117,13 +172,13 @@ def test_an_empty_corpus_is_in_order() -> None:
 @QUIET
 @given(documents_of_few_words, queries)
 def test_search_finds_rank_and_longest_prefix(documents: list[list[int]], ids: list[int]) -> None:
-    tokens, suffixes, _, _ = sort(documents)
+    tokens, suffixes, keys, *_ = sort(documents)
     texts = [tokens[place:].tolist() for place in suffixes]
     for start in range(len(ids) + 1):
         part = ids[start:]
-        rank, longest = search(tokens, suffixes, as_query(ids), start, len(ids), 0, False)
+        rank, longest = search(tokens, suffixes, keys, as_query(ids), start, len(ids), False)
         assert rank == sum(text < part for text in texts)
-        past, _ = search(tokens, suffixes, as_query(ids), start, len(ids), rank, True)
+        past, _ = search(tokens, suffixes, keys, as_query(ids), start, len(ids), True)
         assert past == sum(text < part or text[: len(part)] == part for text in texts)
         assert longest == max(
             (n for n in range(len(part) + 1) if Reference(documents).count(part[:n])), default=0
@@ -135,22 +190,22 @@ def test_search_finds_rank_and_longest_prefix(documents: list[list[int]], ids: l
 def test_intervals_windows_spans_and_suffixes(
     documents: list[list[int]], ids: list[int], length: int
 ) -> None:
-    tokens, suffixes, _, _ = sort(documents)
+    tokens, suffixes, keys, *_ = sort(documents)
     reference, query = Reference(documents), as_query(ids)
     for start in range(len(ids)):
-        low, high = find_interval(tokens, suffixes, query, start, len(ids))
+        low, high = find_interval(tokens, suffixes, keys, query, start, len(ids))
         assert high - low == reference.count(ids[start:])
         assert all(
             tokens[place : place + len(ids) - start].tolist() == ids[start:] for place in suffixes[low:high]
         )
     if length <= len(ids):
-        windows = find_windows(tokens, suffixes, query, length)
+        windows = find_windows(tokens, suffixes, keys, query, length)
         expected = [reference.count(ids[s : s + length]) for s in range(len(ids) - length + 1)]
         assert (windows[:, 1] - windows[:, 0]).tolist() == expected
-    spans = find_maximal_spans(tokens, suffixes, query, length)
+    spans = find_maximal_spans(tokens, suffixes, keys, query, length)
     assert spans.shape == (len(spans), 3)
     assert spans.tolist() == reference.maximal(ids, length)
-    low, high, found = find_longest_suffix(tokens, suffixes, query)
+    low, high, found = find_longest_suffix(tokens, suffixes, keys, query)
     assert found == max(n for n in range(len(ids) + 1) if n == 0 or reference.count(ids[len(ids) - n :]))
     assert high - low == (reference.count(ids[len(ids) - found :]) if found else len(suffixes))
 
@@ -169,7 +224,7 @@ def test_a_long_repetitive_corpus() -> None:
     rng = np.random.default_rng(0)
     block = rng.integers(0, 2, 200).tolist()
     documents = [block * 2, [0] * 300, [*block[50:], 1, *block], [1] * 3, rng.integers(0, 2, 500).tolist()]
-    tokens, suffixes, _, _ = sort(documents, 2)
+    tokens, suffixes, keys, *_ = sort(documents, 2)
     texts = ["".join(map(str, document)) for document in documents]
     for start in range(0, 400, 7):
         query = [*(block * 2)[start : start + 90], 1, *block[:start]]
@@ -181,4 +236,4 @@ def test_a_long_repetitive_corpus() -> None:
                 end += 1
             ends.append(end)
         expected = [[b, e] for b, e in enumerate(ends) if e > (ends[b - 1] if b else 0)]
-        assert find_maximal_spans(tokens, suffixes, as_query(query), 1)[:, :2].tolist() == expected
+        assert find_maximal_spans(tokens, suffixes, keys, as_query(query), 1)[:, :2].tolist() == expected

@@ -10,15 +10,19 @@ What an index looks like on disk is told in `index_format`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tracealign_lib import index_format, suffix_array
+from tracealign_lib import index_format, suffix_array, suffix_array_numpy
+from tracealign_lib.compiled import HAS_NUMBA
 from tracealign_lib.documents import Document, check_documents
 from tracealign_lib.errors import CorpusError, ModelError, ParameterError, VocabularyError
 from tracealign_lib.index_format import StoredIndex, Texts, hash_tokenizer
@@ -26,8 +30,9 @@ from tracealign_lib.progress import progress
 from tracealign_lib.suffix_array import Ids
 
 # `Ids` and `hash_tokenizer` are defined elsewhere, but belong to what a caller of an index needs.
-__all__ = ["Ids", "Occurrence", "Source", "Span", "TraceIndex", "hash_tokenizer"]
+__all__ = ["Ids", "Interval", "Occurrence", "Source", "Span", "TraceIndex", "hash_tokenizer"]
 
+_search: ModuleType = suffix_array if HAS_NUMBA else suffix_array_numpy
 _ENCODE_BATCH = 256
 # Calls of a tokenizer: nothing added, nothing cut off, and no warning about a length.
 _PLAIN: dict[str, Any] = {
@@ -46,6 +51,18 @@ class Span(NamedTuple):
     start: int
     end: int
     count: int  # type: ignore[assignment]
+
+
+class Interval(NamedTuple):
+    """Where a span of `length` tokens stands in the sorted order: ranks `[low, high)`, empty if nowhere.
+
+    It is what a decoder keeps of the text before the next token: `TraceIndex.extend` goes on from it
+    without reading that text again.
+    """
+
+    low: int
+    high: int
+    length: int
 
 
 class Occurrence(NamedTuple):
@@ -85,6 +102,8 @@ class TraceIndex:
         Size of the corpus; separators are not counted.
     tokenizer_hash:
         See `hash_tokenizer`; None when the index was built from token ids.
+    arrays:
+        The memory-mapped `CorpusArrays`, for compiled code that searches by itself; read-only.
 
     Examples
     --------
@@ -101,7 +120,7 @@ class TraceIndex:
         self.n_tokens = stored.manifest.n_tokens
         self.n_documents = stored.manifest.n_documents
         self.tokenizer_hash = stored.manifest.tokenizer_hash
-        self._tokens, self._suffixes, self._starts, self._unigrams = stored.arrays
+        self.arrays = stored.arrays
         self._names = stored.names
         self._texts = stored.texts
 
@@ -144,7 +163,7 @@ class TraceIndex:
         fingerprint = hash_tokenizer(tokenizer)
         target = index_format.check_target(path)
         records = [index_format.encode_record(document) for document in checked]
-        encoded = _encode(tokenizer, [document.text for document in checked])
+        encoded = _encode(tokenizer, checked)
         arrays = suffix_array.sort_corpus(encoded, vocab_size=1 + max(tokenizer.get_vocab().values()))
         names = [document.id for document in checked]
         index_format.write_index(target, arrays, names, Texts(records, tokenizer, fingerprint))
@@ -180,10 +199,11 @@ class TraceIndex:
             `vocab_size` is not between 1 and 2^32 - 1, or `path` holds something that is not an index.
         """
         vocab_size = _check_integer(vocab_size, "vocab_size", at_most=2**32 - 1)
-        documents = [_check_ids(ids, vocab_size, f"document {i}") for i, ids in enumerate(arrays)]
-        names = _check_names(document_ids, len(documents))
         target = index_format.check_target(path)
-        index_format.write_index(target, suffix_array.sort_corpus(documents, vocab_size), names)
+        checked = (_check_ids(ids, vocab_size, f"document {i}", copy=False) for i, ids in enumerate(arrays))
+        stream, starts = suffix_array.lay_out(checked, vocab_size)
+        names = _check_names(document_ids, len(starts) - 1)
+        index_format.write_index(target, suffix_array.sort_stream(stream, starts, vocab_size), names)
         return cls.open(path)
 
     @classmethod
@@ -329,7 +349,9 @@ class TraceIndex:
     def document_tokens(self, document_id: str) -> Ids:
         """The token ids of a document, shape (n,); `ParameterError` for an unknown id."""
         number = self._number(document_id)
-        return self._tokens[self._starts[number] : self._starts[number + 1] - 1].astype(np.int64)
+        return self.arrays.tokens[self.arrays.starts[number] : self.arrays.starts[number + 1] - 1].astype(
+            np.int64
+        )
 
     # ------------------------------------------------------------------ queries
 
@@ -361,8 +383,26 @@ class TraceIndex:
         query = _check_ids(ids, self.vocab_size, "query")
         min_length = _check_integer(min_length, "min_length")
         most = self.n_tokens if max_count is None else _check_integer(max_count, "max_count")
-        found = suffix_array.find_maximal_spans(self._tokens, self._suffixes, query, min_length)  # (spans, 3)
+        found = _search.find_maximal_spans(*self.arrays[:3], query, min_length)  # (spans, 3)
         return [Span(start, end, count) for start, end, count in found.tolist() if count <= most]
+
+    def spans_of(
+        self,
+        texts: Iterable[ArrayLike],
+        *,
+        min_length: int = 1,
+        max_count: int | None = None,
+        threads: int | None = None,
+    ) -> list[list[Span]]:
+        """`spans` of many queries, on several cores at once (`threads`: as many as there are cores)."""
+        texts = list(texts)
+        threads = _check_integer(threads or os.cpu_count() or 1, "threads")
+        search = partial(self.spans, min_length=min_length, max_count=max_count)
+        if threads == 1 or len(texts) < 2:
+            return [search(ids) for ids in texts]
+        shares = [texts[i * len(texts) // threads : (i + 1) * len(texts) // threads] for i in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            return [found for share in pool.map(lambda part: [*map(search, part)], shares) for found in share]
 
     def locate(self, ids: ArrayLike, *, limit: int | None = 10) -> list[Occurrence]:
         """The first `limit` occurrences of `ids` in corpus order; all of them when `limit` is None."""
@@ -373,11 +413,58 @@ class TraceIndex:
             places = np.partition(places, limit - 1)[:limit]
         places = np.sort(places)
         numbers = self._documents_at(places)
-        offsets = places - self._starts[numbers]
+        offsets = places - self.arrays.starts[numbers]
         return [
             Occurrence(self.document_ids[number], offset)
             for number, offset in zip(numbers.tolist(), offsets.tolist(), strict=True)
         ]
+
+    def longest_suffix(self, ids: ArrayLike) -> Interval:
+        """The interval of the longest suffix of `ids` that the corpus holds; that of nothing may be it."""
+        query = _check_ids(ids, self.vocab_size, "query")
+        return Interval(*map(int, _search.find_longest_suffix(*self.arrays[:3], query)))
+
+    def extend(self, intervals: ArrayLike, tokens: ArrayLike) -> Ids:
+        """The intervals of spans that are each followed by one of several tokens.
+
+        Parameters
+        ----------
+        intervals:
+            Intervals that this index gave, shape (..., 3).
+        tokens:
+            Token ids, shape (..., K): each interval is extended by the K tokens of its row.
+
+        Returns
+        -------
+        array of shape (..., K, 3)
+            Their counts are `[..., 1] - [..., 0]`: 0 where the corpus never goes on like that.
+
+        Raises
+        ------
+        VocabularyError
+            Ids outside the vocabulary, or not integers.
+        ParameterError
+            The intervals are not of this index, or their shape does not fit that of the tokens.
+        """
+        kept, following = np.asarray(intervals), np.asarray(tokens)
+        ids = _check_ids(following.ravel(), self.vocab_size, "continuation")
+        if kept.shape != (*following.shape[:-1], 3) or not following.ndim or not self._are_mine(kept):
+            raise ParameterError(
+                "The intervals cannot be extended.",
+                given=f"intervals of shape {kept.shape} and tokens of shape {following.shape}: {kept!r:.80}",
+                expected="intervals (..., 3) that this index gave, and tokens (..., K)",
+                mend="take the intervals from index.longest_suffix or index.extend",
+            )
+        rows = kept.reshape(-1, 3).astype(np.int64)
+        found = _search.find_extensions(*self.arrays[:2], rows, ids.reshape(len(rows), following.shape[-1]))
+        lengths = np.broadcast_to(rows[:, None, 2:] + 1, (*found.shape[:2], 1))
+        return np.concatenate([found, lengths], axis=2).reshape(*following.shape, 3)
+
+    def _are_mine(self, intervals: NDArray[Any]) -> bool:
+        if intervals.dtype.kind not in "iu":
+            return False
+        low, high, length = np.moveaxis(intervals, -1, 0)
+        return bool(((low >= 0) & (low <= high) & (high <= self.n_tokens) & (length >= 0)).all())
 
     def continuations(self, ids: ArrayLike) -> tuple[Ids, Ids]:
         """What follows the longest suffix of `ids` that the corpus holds.
@@ -390,12 +477,11 @@ class TraceIndex:
             to less than the count of the suffix, and both are empty if all of them do. When not
             even the last id occurs, the longest suffix is empty and the unigram counts are returned.
         """
-        query = _check_ids(ids, self.vocab_size, "query")
-        low, high, length = suffix_array.find_longest_suffix(self._tokens, self._suffixes, query)
+        low, high, length = self.longest_suffix(ids)
         if length == 0:
-            counts = self._unigrams
+            counts = self.arrays.unigrams
         else:
-            following = self._tokens[self._places(low, high) + length]
+            following = self.arrays.tokens[self._places(low, high) + length]
             counts = np.bincount(following, minlength=self.vocab_size)[: self.vocab_size]
         tokens = np.flatnonzero(counts)
         order = np.argsort(-counts[tokens], kind="stable")
@@ -438,27 +524,27 @@ class TraceIndex:
         that never occur are finite: `(count + 1) / (n_tokens + vocab_size)`.
         """
         total = self.n_tokens + self.vocab_size
-        return np.asarray(np.log(total) - np.log(self._unigrams + 1.0), dtype=np.float64)
+        return np.asarray(np.log(total) - np.log(self.arrays.unigrams + 1.0), dtype=np.float64)
 
     # ------------------------------------------------------------------ parts of queries
 
     def _interval(self, query: Ids) -> tuple[int, int]:
-        low, high = suffix_array.find_interval(self._tokens, self._suffixes, query, 0, len(query))
+        low, high = _search.find_interval(*self.arrays[:3], query, 0, len(query))
         return int(low), int(high)
 
     def _places(self, low: int, high: int) -> Ids:
-        places = self._suffixes[low:high].astype(np.int64)
-        index_format.check_places(places, len(self._tokens), self.path)
+        places = self.arrays.suffixes[low:high].astype(np.int64)
+        index_format.check_places(places, len(self.arrays.tokens), self.path)
         return places
 
     def _documents_at(self, places: Ids) -> Ids:
-        return np.searchsorted(self._starts, places, side="right").astype(np.int64) - 1
+        return np.searchsorted(self.arrays.starts, places, side="right").astype(np.int64) - 1
 
     def _windows_by_document(self, query: Ids, length: int) -> list[tuple[int, Ids]]:
         """Per document, the sorted starts of the query windows of `length` tokens that it holds."""
         if len(query) < length:
             return []
-        intervals = suffix_array.find_windows(self._tokens, self._suffixes, query, length)  # (windows, 2)
+        intervals = _search.find_windows(*self.arrays[:3], query, length)  # (windows, 2)
         sizes = intervals[:, 1] - intervals[:, 0]
         hits = np.flatnonzero(sizes)
         if len(hits) == 0:
@@ -474,8 +560,8 @@ class TraceIndex:
 # ---------------------------------------------------------------------- checks of input
 
 
-def _check_ids(ids: ArrayLike, vocab_size: int, what: str) -> Ids:
-    """`ids` as a fresh (n,) array after checking type, shape and range."""
+def _check_ids(ids: ArrayLike, vocab_size: int, what: str, *, copy: bool = True) -> NDArray[Any]:
+    """`ids` as a fresh (n,) int64 array, or without `copy` as it is, after checking type, shape and range."""
     expected = f"a one-dimensional sequence of integers from 0 to {vocab_size - 1}"
     try:
         array = np.asarray(ids)
@@ -501,7 +587,8 @@ def _check_ids(ids: ArrayLike, vocab_size: int, what: str) -> Ids:
             expected=expected,
             mend="encode with the tokenizer of the index (index.encode, index.check_tokenizer)",
         )
-    return np.array(array, dtype=np.int64)  # one dtype and layout: the search compiles once
+    # one dtype and layout: the search compiles once
+    return np.array(array, dtype=np.int64) if copy else array
 
 
 def _check_integer(value: Any, name: str, *, at_most: int | None = None) -> int:
@@ -538,12 +625,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _encode(tokenizer: Any, texts: list[str]) -> list[Ids]:
+def _encode(tokenizer: Any, documents: Sequence[Document]) -> Iterator[Ids]:
     """Token ids of each text; batches let the tokenizer use all cores and the bar move."""
-    encoded: list[Ids] = []
-    with progress(description="Encoding documents", total=len(texts), unit=" documents") as bar:
-        for first in range(0, len(texts), _ENCODE_BATCH):
-            batch = tokenizer(texts[first : first + _ENCODE_BATCH], **_PLAIN)["input_ids"]
-            encoded += [np.array(ids, dtype=np.int64) for ids in batch]
-            bar.update(len(batch))
-    return encoded
+    with progress(description="Encoding documents", total=len(documents), unit=" documents") as bar:
+        for first in range(0, len(documents), _ENCODE_BATCH):
+            texts = [document.text for document in documents[first : first + _ENCODE_BATCH]]
+            for ids in tokenizer(texts, **_PLAIN)["input_ids"]:
+                yield np.array(ids, dtype=np.int64)
+            bar.update(len(texts))

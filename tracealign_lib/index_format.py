@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from tracealign_lib import files
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import CorpusError, IndexFormatError, ModelError, ParameterError
-from tracealign_lib.suffix_array import CorpusArrays, find_disorder
+from tracealign_lib.suffix_array import KEY_STEP, CorpusArrays, find_disorder, sample_keys
 
 MAGIC = "TraceIndex"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MANIFEST = "manifest.json"
 _IDS = "document_ids.json"
@@ -46,6 +46,7 @@ _TOKENIZER = "tokenizer"
 _ARRAYS = {
     "tokens.npy": ("<u2", "<u4"),
     "suffixes.npy": ("<i4", "<i8"),
+    "keys.npy": ("<u8",),
     "document_starts.npy": ("<i8",),
     "unigram_counts.npy": ("<i8",),
 }
@@ -464,6 +465,7 @@ def _load_arrays(folder: Path, manifest: Manifest) -> CorpusArrays:
     lengths = (
         manifest.n_tokens + manifest.n_documents,
         manifest.n_tokens,
+        -(-manifest.n_tokens // KEY_STEP),
         manifest.n_documents + 1,
         manifest.vocab_size,
     )
@@ -498,7 +500,7 @@ def _map_bytes(folder: Path, name: str) -> NDArray[np.uint8]:
 
 def _check_order(folder: Path, arrays: CorpusArrays, vocab_size: int) -> None:
     """Check in linear time that the arrays are what `sort_corpus` makes of some corpus."""
-    tokens, suffixes, starts, unigrams = arrays
+    tokens, suffixes, keys, starts, unigrams = arrays
     if not np.array_equal(np.flatnonzero(tokens >= vocab_size), starts[1:] - 1):
         raise damaged(folder, "tokens.npy and document_starts.npy disagree about the documents")
     if not np.array_equal(np.bincount(tokens, minlength=vocab_size)[:vocab_size], unigrams):
@@ -506,3 +508,5 @@ def _check_order(folder: Path, arrays: CorpusArrays, vocab_size: int) -> None:
     disorder = find_disorder(tokens, suffixes, vocab_size)
     if disorder is not None:
         raise damaged(folder, f"suffixes.npy {disorder}")
+    if not np.array_equal(sample_keys(tokens, suffixes), keys):
+        raise damaged(folder, "keys.npy does not sample suffixes.npy")

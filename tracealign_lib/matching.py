@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from tracealign_lib.compiled import compiled
 from tracealign_lib.documents import Document, check_documents
 from tracealign_lib.errors import ModelError, ParameterError
 from tracealign_lib.index import Ids, TraceIndex
@@ -244,7 +244,7 @@ class AlignShield(TextFilter):
         return max((float(align(ids, document, self.penalty)) for document in documents), default=0.0)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def align(left: Ids, right: Ids, penalty: float) -> float:
     """The score of the best local alignment of two sequences (n,) and (m,); 0 if they share nothing."""
     best = 0.0

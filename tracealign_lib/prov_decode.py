@@ -31,7 +31,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,6 +39,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from tracealign_lib import bci
 from tracealign_lib.bci import Scorer
+from tracealign_lib.compiled import compiled
 from tracealign_lib.errors import ModelError, ParameterError, VocabularyError
 from tracealign_lib.guard import MODES, generation_mode
 from tracealign_lib.index import Ids, Span, TraceIndex
@@ -377,7 +377,10 @@ class ProvDecode(LogitsProcessor):  # type: ignore[misc]
 
     def _judge(self, rows: Ids, each: int, found: Ids) -> NDArray[np.bool_]:
         """Whether each candidate (k, 6) is vetoed, shape (k,)."""
-        nodes: Ids = _look_ahead(found, self.horizon, *self._corpus[:3])  # (n, 6)
+        corpus = self._corpus
+        nodes: Ids = _look_ahead(
+            found, self.horizon, corpus.tokens, corpus.suffixes, corpus.vocab_size
+        )  # (n, 6)
         counts = nodes[:, _HIGH] - nodes[:, _LOW]
         most = self.index.n_tokens if self.max_count is None else self.max_count
         scored = np.flatnonzero((nodes[:, _LENGTH] >= self.min_length) & (counts <= most))
@@ -435,17 +438,17 @@ class _Corpus(NamedTuple):
 
     tokens: NDArray[Any]
     suffixes: NDArray[Any]
+    keys: NDArray[np.uint64]
     vocab_size: int
     grams: NDArray[np.bool_]  # (a power of two,)
     gram: int
 
     @classmethod
     def of(cls, index: TraceIndex, gram: int) -> _Corpus:
-        # a memory map is slower to hand over than a plain view of it
-        tokens, suffixes = np.asarray(index._tokens), np.asarray(index._suffixes)
+        tokens, suffixes, keys, *_ = index.arrays
         grams = np.zeros(1 << max(4, (_SLOTS * len(suffixes)).bit_length()), dtype=np.bool_)
         _mark_grams(tokens, index.vocab_size, gram, grams)
-        return cls(tokens, suffixes, index.vocab_size, grams, gram)
+        return cls(tokens, suffixes, keys, index.vocab_size, grams, gram)
 
     def span(self, rank: int, length: int) -> Ids:
         """The first `length` tokens of the suffix at `rank`."""
@@ -453,7 +456,7 @@ class _Corpus(NamedTuple):
         return np.asarray(self.tokens[place : place + length], dtype=np.int64)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _slot(ids: NDArray[Any], start: int, end: int, slots: int) -> int:
     """The place of `ids[start:end]` in a table of `slots` (a power of two): FNV-1a over ids."""
     value = np.uint64(14695981039346656037)
@@ -462,7 +465,7 @@ def _slot(ids: NDArray[Any], start: int, end: int, slots: int) -> int:
     return int((value ^ (value >> np.uint64(32))) & np.uint64(slots - 1))
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _mark_grams(tokens: NDArray[Any], vocab_size: int, gram: int, grams: NDArray[np.bool_]) -> None:
     """Mark every run of `gram` tokens within a document."""
     run = 0
@@ -472,7 +475,7 @@ def _mark_grams(tokens: NDArray[Any], vocab_size: int, gram: int, grams: NDArray
             grams[_slot(tokens, i + 1 - gram, i + 1, len(grams))] = True
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _token(tokens: NDArray[Any], suffixes: NDArray[Any], rank: int, depth: int, vocab_size: int) -> int:
     """The token at `depth` of the suffix at `rank`; `vocab_size` where its document has ended."""
     place = np.int64(suffixes[rank]) + depth
@@ -480,7 +483,7 @@ def _token(tokens: NDArray[Any], suffixes: NDArray[Any], rank: int, depth: int, 
     return int(np.int64(tokens[place])) if 0 <= place < len(tokens) else vocab_size
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _run_end(
     tokens: NDArray[Any], suffixes: NDArray[Any], low: int, high: int, depth: int, vocab_size: int
 ) -> int:
@@ -495,7 +498,7 @@ def _run_end(
     return high
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _appended(table: Ids, size: int, record: tuple[int, int, int, int, int, int]) -> Ids:
     """`table` (n, 6) with `record` at row `size`; a larger copy where it was full."""
     if size == len(table):
@@ -507,7 +510,7 @@ def _appended(table: Ids, size: int, record: tuple[int, int, int, int, int, int]
     return table
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _find_candidates(
     rows: Ids,
     begins: Ids,
@@ -516,6 +519,7 @@ def _find_candidates(
     ends: Ids,
     tokens: NDArray[Any],
     suffixes: NDArray[Any],
+    keys: NDArray[np.uint64],
     vocab_size: int,
     grams: NDArray[np.bool_],
     gram: int,
@@ -545,12 +549,12 @@ def _find_candidates(
             if end - begin >= gram:
                 text = rows[row, begin:end]
                 found, size = _continue(
-                    found, size, row, back, text, ends, tokens, suffixes, vocab_size, gram
+                    found, size, row, back, text, ends, tokens, suffixes, keys, vocab_size, gram
                 )
     return found[:size]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _continue(
     found: Ids,
     size: int,
@@ -560,15 +564,16 @@ def _continue(
     ends: Ids,
     tokens: NDArray[Any],
     suffixes: NDArray[Any],
+    keys: NDArray[np.uint64],
     vocab_size: int,
     gram: int,
 ) -> tuple[Ids, int]:
     """Add what follows the held suffixes of `text` that have `gram` tokens or more, longest first."""
     end, first = len(text), size
-    least_low, least_high = find_interval(tokens, suffixes, text, end - gram, end)
+    least_low, least_high = find_interval(tokens, suffixes, keys, text, end - gram, end)
     if least_low == least_high:
         return found, size
-    low, high, length = find_longest_suffix(tokens, suffixes, text)
+    low, high, length = find_longest_suffix(tokens, suffixes, keys, text)
     while True:
         longer = size
         while low < high:
@@ -582,14 +587,19 @@ def _continue(
             low = after
         if length == gram:
             return found, size
-        low, high, length = _shorter(text, length, tokens, suffixes, gram)
+        low, high, length = _shorter(text, length, tokens, suffixes, keys, gram)
         if length < 0:
             return found, size
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _shorter(
-    text: Ids, length: int, tokens: NDArray[Any], suffixes: NDArray[Any], gram: int
+    text: Ids,
+    length: int,
+    tokens: NDArray[Any],
+    suffixes: NDArray[Any],
+    keys: NDArray[np.uint64],
+    gram: int,
 ) -> tuple[int, int, int]:
     """Ranks and length of the longest suffix of `text` that occurs more often than that of `length >= 1`.
 
@@ -597,12 +607,12 @@ def _shorter(
     the longer one, so nothing else follows them.
     """
     end = len(text)
-    low, high = find_interval(tokens, suffixes, text, end - length, end)
+    low, high = find_interval(tokens, suffixes, keys, text, end - length, end)
     count = high - low
     rarer, commoner = length, max(gram, 1) - 1
     while rarer - commoner > 1:
         middle = (rarer + commoner) // 2
-        low, high = find_interval(tokens, suffixes, text, end - middle, end)
+        low, high = find_interval(tokens, suffixes, keys, text, end - middle, end)
         if high - low > count:
             commoner = middle
         else:
@@ -610,11 +620,11 @@ def _shorter(
     if commoner < gram:
         return 0, 0, -1
     # the empty suffix, if it is reached, is followed by every token of the corpus
-    low, high = find_interval(tokens, suffixes, text, end - commoner, end)
+    low, high = find_interval(tokens, suffixes, keys, text, end - commoner, end)
     return low, high, commoner
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _look_ahead(
     found: Ids, horizon: int, tokens: NDArray[Any], suffixes: NDArray[Any], vocab_size: int
 ) -> Ids:
@@ -646,7 +656,7 @@ def _look_ahead(
     return nodes[:size]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _fold(nodes: Ids, risky: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether each node is risky, or else all its children are and no occurrence ends a document; (n,)."""
     children, vetoed = np.zeros(len(nodes), dtype=np.int64), np.zeros(len(nodes), dtype=np.int64)

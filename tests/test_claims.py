@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 import yaml
 from myst_parser.mdit_to_docutils.base import default_slugify
@@ -23,28 +22,34 @@ from tracealign_lib.claims import (
     REPRODUCED,
     SIGNS,
     SMALL_SCALE,
+    Beside,
     Claim,
     ClaimsError,
+    Ledger,
+    Prompts,
     derive_status,
     find,
-    load_claims,
+    load_ledger,
     render,
     shown,
     slug,
     summary,
 )
+from tracealign_lib.experiments.evaluation_arms import ALL_THREE, FILTERED, RAW
+from tracealign_lib.experiments.evaluation_models import CBD_ARM
 from tracealign_lib.results import write_results
 from tracealign_lib.stats import Interval, SeedSpread
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "book" / "claims.md"
-LEDGER = load_claims(ROOT / "data" / "claims.yml")
+LEDGER, PROMPTS = load_ledger(ROOT / "data" / "claims.yml")
 HOME = "tracealign claims --write"
 
 
 def claim(**fields: Any) -> Claim:
     base: dict[str, Any] = {"id": "a", "part": "p", "claim": "c", "reported": "r", "source": "reader"}
     base |= {"results": "made", "keys": ("rate",), "measures": "of prompts", "low": 0.5}
+    base |= {"configuration": "no defence", "prompts": "some"}
     return Claim(**(base | fields))
 
 
@@ -52,7 +57,7 @@ def claim(**fields: Any) -> Claim:
 
 
 def test_the_page_is_what_the_ledger_and_the_results_give() -> None:
-    fresh = render(LEDGER, results=ROOT / "data" / "results")
+    fresh = render(Ledger(LEDGER, PROMPTS), results=ROOT / "data" / "results")
     assert PAGE.read_text(encoding="utf-8") == fresh, f"run `{HOME}`"
 
 
@@ -64,39 +69,64 @@ def rows(page: str, heading: str) -> list[list[str]]:
     return [[cell.replace("\\|", "|").strip() for cell in row] for row in cells]
 
 
+def bold_values(page: str) -> dict[str, list[str]]:
+    """What stands in bold, by the label that the table of places gives it, in the order of the page."""
+    found: dict[str, list[str]] = {}
+    for number, _, _, here, _, *remark in (row for row in rows(page, "") if len(row) >= 5):
+        found[number] = re.findall(r"\*\*(.+?)\*\*", here)
+        found[f"{number}, remark"] = re.findall(r"\*\*(.+?)\*\*", "".join(remark))
+    for name, _, drift, _ in prompt_rows(page):
+        found[name] = re.findall(r"\*\*(.+?)\*\*", drift)
+    return {label: values for label, values in found.items() if values}
+
+
+def prompt_rows(page: str) -> list[list[str]]:
+    """The body of the table of prompts."""
+    table = page.split("## Which prompts\n")[1].split("\n## ")[0]
+    return [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+
+
 def check_numbers(page: str) -> int:
     """Hold each value of the page against the JSON file that the page names, read without the library.
 
     Every number in bold has to be one of the file, rounded as it is shown. Returns how many there were.
     """
-    places = {row[0]: row[1:] for row in rows(page, "Where each value stands")}
-    checked = 0
-    for number, _, _, here, *_ in (row for row in rows(page, "") if len(row) >= 5):
-        bold = re.search(r"\*\*(.+?)\*\*", here)
-        assert (bold is not None) == (number in places), number
-        if bold is None:
-            continue
-        file, keys = places[number]
-        held = json.loads((ROOT / "data" / "results" / file.strip("`")).read_text(encoding="utf-8"))["values"]
-        for key in re.findall(r"`([^`]+)`", keys):
-            held = held[key]
-        stored = [held] if not isinstance(held, dict) else [v for v in held.values() if v is not None]
-        scale = 100 if re.search(r" %| points", bold.group(1)) else 1
-        for text in re.findall(r"-?\d[\d,]*\.?\d*", bold.group(1)):
-            value, decimals = float(text.replace(",", "")), len(text.partition(".")[2])
-            closest = min(min(abs(value - scale * s), abs(value - s)) for s in stored)
-            assert closest <= 0.5 * 10**-decimals + 1e-9, f"no. {number}: {text} is not in {file}"
-            checked += 1
-    return checked
+    table = page.split("## Where each value stands\n")[1].split("\n## ")[0]
+    lines = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in table.splitlines() if ".json`" in line]
+    places: dict[str, list[tuple[str, str]]] = {}
+    for label, file, keys in lines:
+        places.setdefault(label, []).append((file.strip("`"), keys.replace("\\|", "|")))
+    bold = bold_values(page)
+    assert {label: len(values) for label, values in bold.items()} == {
+        label: len(of) for label, of in places.items()
+    }
+    pairs = [(p, v) for label, of in places.items() for p, v in zip(of, bold[label], strict=True)]
+    return sum(check_value(file, keys, shown_value) for (file, keys), shown_value in pairs)
+
+
+def check_value(file: str, keys: str, text: str) -> int:
+    held = json.loads((ROOT / "data" / "results" / file).read_text(encoding="utf-8"))["values"]
+    for key in re.findall(r"`([^`]+)`", keys):
+        held = held[key]
+    stored = [held] if not isinstance(held, dict) else [v for v in held.values() if v is not None]
+    scale = 100 if re.search(r" %| points", text) else 1
+    numbers = re.findall(r"-?\d[\d,]*\.?\d*", text)
+    for number in numbers:
+        value, decimals = float(number.replace(",", "")), len(number.partition(".")[2])
+        closest = min(min(abs(value - scale * s), abs(value - s)) for s in stored)
+        assert closest <= 0.5 * 10**-decimals + 1e-9, f"{keys}: {number} is not in {file}"
+    return len(numbers)
 
 
 def test_every_number_of_ours_is_one_that_a_results_file_holds() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    values = [f.value for f in find(LEDGER, results=ROOT / "data" / "results") if f.value is not None]
-    assert check_numbers(page) == sum(1 if math.isnan(value[1]) else 4 for value in values)
+    found = find(LEDGER, results=ROOT / "data" / "results")
+    values = [f.value for f in found if f.value is not None] + [o.value for f in found for o in f.others]
+    baselines = sum(bool(prompts.results) for prompts in PROMPTS)
+    assert check_numbers(page) == sum(1 if math.isnan(value[1]) else 4 for value in values) + 4 * baselines
 
 
-@pytest.mark.parametrize("place", [0, 5, 10])
+@pytest.mark.parametrize("place", [0, 5, 7, 10, 20])
 @pytest.mark.parametrize("part", [r"\*\*-?[\d.,]*", r"\[-?[\d.,]*", r"n = [\d,]*"])
 def test_a_number_that_was_typed_is_found_out(place: int, part: str) -> None:
     """The last digit of an estimate, a bound or a size becomes another."""
@@ -110,10 +140,15 @@ def test_a_number_that_was_typed_is_found_out(place: int, part: str) -> None:
 
 
 def test_the_ledger_types_no_number_of_ours() -> None:
+    settings = r"(?:lambda|rate|temperature) \d+\.\d+"
     for entry in LEDGER:
-        for text in (entry.measures, entry.note, entry.reason):
-            typed = re.findall(r"\d+\.\d+|\d+ ?(?:points|ms|nats)|(?<!a )(?<!, )\b\d+ %(?! interval)", text)
+        besides = [beside.measures for beside in entry.beside]
+        for text in (entry.measures, entry.note, entry.reason, entry.configuration, *besides):
+            typed = re.findall(
+                r"\d+\.\d+|\d+ ?(?:points|ms|nats)|\b\d+ %(?! interval)", re.sub(settings, "", text)
+            )
             assert not typed, f"{entry.id}: {text}"
+    assert not re.findall(r"\d+[.%]|\d{2,}", " ".join(prompts.what for prompts in PROMPTS))
 
 
 # What PAPER.md's sources report, one by one; nothing may be forgotten.
@@ -131,19 +166,73 @@ def test_each_reported_fact_stands_in_the_ledger(fact: str) -> None:
     assert any(fact in f"{entry.claim} | {entry.reported}" for entry in LEDGER)
 
 
-def test_each_claim_leads_to_a_section_that_is_there() -> None:
-    for entry in LEDGER:
-        assert bool(entry.chapter) or not entry.results, entry.id
-        later = entry.pending and not (ROOT / "data" / "results" / f"{entry.pending}.json").is_file()
-        if entry.chapter and not later:
-            assert (ROOT / "notebooks" / f"{entry.chapter}.ipynb").is_file(), entry.id
-        if entry.section and not later:
-            notebook = nbformat.read(ROOT / "notebooks" / f"{entry.chapter}.ipynb", as_version=4)
-            cells = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-            headings = re.findall(r"^#+ (.+)$", "\n".join(cells), re.MULTILINE)
-            assert headings.count(entry.section) == 1, f"{entry.id}: {entry.section}"
-            assert slug(entry.section) == default_slugify(entry.section)
-            assert "$" not in entry.section  # MyST makes the anchor from the rendered formula
+def headings(chapter: str) -> list[str]:
+    """The headings of a chapter that have an anchor (down to `myst_heading_anchors` of _config.yml)."""
+    notebook = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    return re.findall(r"^#{1,3} (.+)$", "\n".join(cells), re.MULTILINE)
+
+
+@pytest.mark.parametrize("entry", LEDGER, ids=lambda entry: entry.id)
+def test_each_claim_leads_to_a_section_that_is_there(entry: Claim) -> None:
+    assert headings(entry.chapter).count(entry.section) == 1, entry.section
+    assert slug(entry.section) == default_slugify(entry.section)
+    assert "$" not in entry.section  # MyST makes the anchor from the rendered formula
+    anchor = f"../notebooks/{entry.chapter}.ipynb#{default_slugify(entry.section)})"
+    [row] = [row for row in rows(PAGE.read_text(encoding="utf-8"), entry.part) if row[1] == entry.claim]
+    assert anchor in row[3]
+
+
+def test_the_filter_decides_where_it_is_reported() -> None:
+    """Shield, veto and all three have a figure with M(q) <= 3, which decides, and one without beside it."""
+    about = {"TraceShield", "Prov-Decode", "The headline", "First table: defences"}
+    with_it = re.compile(re.escape(f"{FILTERED}: ") + rf"(?:shield|decoding|{re.escape(ALL_THREE)})\b")
+    without = re.compile(re.escape(f"{RAW}: ") + rf"(?:shield|decoding|{re.escape(ALL_THREE)})\b")
+    chosen = [entry for entry in LEDGER if entry.part in about and entry.results in ("adb", "claims")]
+    assert {entry.part for entry in chosen} == about
+    filtered = [entry for entry in chosen if with_it.search(entry.keys[0])]
+    assert len(filtered) >= 8
+    assert not [entry.id for entry in chosen if without.search(entry.keys[0])]
+    for entry in filtered:
+        assert "M(q) <= 3" in entry.configuration, entry.id
+        other = [b for b in entry.beside if without.search(b.keys[0]) and (b.low, b.high) != NO_LIMITS]
+        assert other or entry.status or "quality" in entry.keys[0], entry.id
+
+
+NO_LIMITS = (-math.inf, math.inf)
+
+
+def test_one_training_stands_for_the_cbd_loss() -> None:
+    chosen = [
+        entry for entry in LEDGER if entry.part == "The CBD loss" and entry.prompts != "stories and timings"
+    ]
+    assert len(chosen) >= 6
+    for entry in chosen:
+        assert CBD_ARM in entry.configuration, entry.id
+        key = entry.keys[0].removeprefix("right answers to harmless prompts | ")
+        assert key.startswith(f"{RAW}: training ") or CBD_ARM in key, entry.id
+    samples = {entry.prompts for entry in chosen if entry.results in ("adb", "claims")}
+    assert samples == {"the main sample"}
+
+
+def test_what_harmless_prompts_lose_has_one_yardstick() -> None:
+    ids = ("shield-fpr", "cbd-fpr", "prov-fpr", "all-fpr")
+    chosen = [entry for entry in LEDGER if entry.id in ids]
+    assert len(chosen) == len(ids)
+    for entry in chosen:
+        assert entry.keys[0].startswith("right answers to harmless prompts | "), entry.id
+        assert entry.unit == "points"
+        assert any(beside.keys[0].endswith("| over-refusal") for beside in entry.beside), entry.id
+
+
+def test_the_prompts_of_every_value_are_described_once() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    table = {name: numbers.split(", ") for name, _, _, numbers in prompt_rows(page)}
+    assert list(table) == [prompts.name for prompts in PROMPTS]
+    for number, entry in enumerate(LEDGER, 1):
+        assert [name for name in table if str(number) in table[name]] == [entry.prompts][
+            : bool(entry.results)
+        ]
 
 
 def test_a_status_is_told_in_words_and_by_a_sign() -> None:
@@ -224,7 +313,7 @@ def test_values_are_found_below_their_keys(tmp_path: Path) -> None:
         None,
         "70.0 % [60.0, 80.0], n = 9",
     ]
-    page = render(entries, results=tmp_path)
+    page = render(Ledger(tuple(entries), ()), results=tmp_path)
     assert "waits for `later.json`" in page
     assert "holds from 50.0 % up" in page
     assert "holds up to 0.20 ms" in page
@@ -238,13 +327,15 @@ def test_a_pending_claim_gets_its_value_when_the_file_is_there(tmp_path: Path) -
         claim(id="c", pending="made", **plain),
     ]
     assert {finding.status for finding in find(entries, results=tmp_path)} == {PENDING}
-    assert "99-later" not in render(entries, results=tmp_path)  # the chapter may not be there either
+    assert "99-later" not in render(
+        Ledger(tuple(entries), ()), results=tmp_path
+    )  # the chapter may not be there either
     values = {"rate": Interval(0.7, 0.6, 0.8, 9)}
     write_results("made", values, profile="smoke", seeds=[0], settings={}, path=tmp_path)
     found = find(entries, results=tmp_path)
     assert [finding.status for finding in found] == [SMALL_SCALE, NOT_TESTABLE, PENDING]
     assert [finding.value for finding in found] == [values["rate"], values["rate"], None]
-    assert "../notebooks/99-later.ipynb)" in render(entries, results=tmp_path)
+    assert "../notebooks/99-later.ipynb)" in render(Ledger(tuple(entries), ()), results=tmp_path)
 
 
 @pytest.mark.parametrize("keys", [("nothing",), ("rate", "estimate"), ("words",), ("nested",), ("gone",)])
@@ -261,8 +352,75 @@ def test_a_value_that_is_not_there_names_its_claim(keys: tuple[str, ...], tmp_pa
 def test_a_bar_in_a_key_does_not_break_the_table(tmp_path: Path) -> None:
     values = {"a | b": Interval(0.7, 0.6, 0.8, 9)}
     write_results("made", values, profile="smoke", seeds=[0], settings={}, path=tmp_path)
-    page = render([claim(keys=("a | b",))], results=tmp_path)
+    page = render(Ledger((claim(keys=("a | b",)),), ()), results=tmp_path)
     assert rows(page, "Where")[0] == ["1", "`made.json`", "`a | b`"]
+
+
+def test_a_value_beside_is_judged_by_its_own_limits_and_decides_nothing(tmp_path: Path) -> None:
+    values = {"rate": Interval(0.7, 0.6, 0.8, 9), "other": Interval(0.1, 0.0, 0.2, 9)}
+    write_results("made", values, profile="smoke", seeds=[0], settings={}, path=tmp_path)
+    other = Beside("without the filter", "made", ("other",), low=0.4)
+    plain = replace(other, measures="by the way", unit="points", low=-math.inf)
+    at_most = replace(other, low=-math.inf, high=0.3)
+    [finding] = find([claim(beside=(at_most,))], results=tmp_path)
+    assert [found.status for found in finding.others] == [SMALL_SCALE]
+    for scope, would in (("method", CONTRADICTED), ("measurement", NOT_REPRODUCED)):
+        entry = claim(scope=scope, beside=(other, plain))
+        [finding] = find([entry], results=tmp_path)
+        assert finding.status == SMALL_SCALE
+        assert [found.status for found in finding.others] == [would, ""]
+        [row] = rows(render(Ledger((entry,), ()), results=tmp_path), "p\n")
+        assert row[3].startswith(
+            "**70.0 % [60.0, 80.0], n = 9** of prompts; holds from 50.0 % up. *Measured: no defence; some*"
+        )
+        assert row[4] == f"{SIGNS[SMALL_SCALE]} {SMALL_SCALE}"
+        judged = f"would hold from 40.0 % up: {SIGNS[would]} {would}"
+        assert row[5] == (
+            f"Beside it: **10.0 % [0.0, 20.0], n = 9** without the filter; {judged}."
+            " Beside it: **10.0 points [0.0, 20.0], n = 9** by the way."
+        )
+    with pytest.raises(ClaimsError, match="'a' cannot be read"):
+        find([claim(beside=(replace(other, keys=("gone",)),))], results=tmp_path)
+    with pytest.raises(ClaimsError, match="'a' cannot be read"):
+        find([claim(beside=(replace(other, results="missing"),))], results=tmp_path)
+
+
+def test_each_set_of_prompts_has_its_own_drift_and_its_rows(tmp_path: Path) -> None:
+    write_results(
+        "made", {"rate": Interval(0.7, 0.6, 0.8, 9)}, profile="smoke", seeds=[0], settings={}, path=tmp_path
+    )
+    prompts = (Prompts("some", "easy ones", "made", ("rate",)), Prompts("none", "a | b"))
+    entries = (claim(), claim(id="b", prompts="none"), claim(id="c"))
+    page = render(Ledger(entries, prompts), results=tmp_path)
+    assert prompt_rows(page) == [
+        ["some", "easy ones", "**70.0 % [60.0, 80.0], n = 9**", "1, 3"],
+        ["none", "a \\| b", "does not apply", "2"],
+    ]
+    assert "| some | `made.json` | `rate` |" in page
+    for wrong in (Prompts("some", "w", "made", ("gone",)), Prompts("some", "w", "missing", ("rate",))):
+        with pytest.raises(ClaimsError, match="'some' cannot be read"):
+            render(Ledger(entries, (wrong,)), results=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1.0, "percent", "100.0 %"),
+        (0.9997, "percent", "99.97 %"),
+        (0.99996, "percent", "99.996 %"),
+        (0.9999999999999999, "percent", "100.0 %"),
+        (0.0, "percent", "0.0 %"),
+        (-0.0, "points", "0.0 points"),
+        (0.0004, "percent", "0.04 %"),
+        (-0.00004, "points", "-0.004 points"),
+        (0.0006, "percent", "0.1 %"),
+        (0.0004, "number", "0.0004"),
+        (0.0, "count", "0"),
+        (0.314, "percent", "31.4 %"),
+    ],
+)
+def test_a_share_that_is_not_quite_none_or_all_shows_it(value: float, unit: str, text: str) -> None:
+    assert shown(Interval(value, math.nan, math.nan, 1), unit) == f"{text} (no interval)"
 
 
 # --- a malformed ledger --------------------------------------------------------------------------
@@ -276,17 +434,56 @@ GOOD = {
     "results": "made",
     "keys": ["rate"],
     "low": 0.5,
+    "configuration": "no defence",
+    "prompts": "some",
 }
+OTHER = {"measures": "n", "results": "made", "keys": ["other", 2], "unit": "points", "high": 1}
+SOME = {"name": "some", "what": "easy ones"}
 
 
-def written(folder: Path, *records: dict[str, Any]) -> Path:
+def written(folder: Path, *records: dict[str, Any], prompts: Any = (SOME,)) -> Path:
     file = folder / "claims.yml"
-    file.write_text(yaml.safe_dump({"parts": [{"part": "p", "claims": list(records)}]}), encoding="utf-8")
+    ledger = {"parts": [{"part": "p", "claims": list(records)}], "prompts": list(prompts)}
+    file.write_text(yaml.safe_dump(ledger), encoding="utf-8")
     return file
 
 
 def test_a_good_ledger_is_read(tmp_path: Path) -> None:
-    assert load_claims(written(tmp_path, GOOD)) == (replace(claim(), measures="m"),)
+    beside = Beside("n", "made", ("other", "2"), unit="points", high=1)
+    expected = (replace(claim(), measures="m", beside=(beside,)),)
+    assert load_ledger(written(tmp_path, GOOD | {"beside": [OTHER]})) == Ledger(
+        expected, (Prompts("some", "easy ones"),)
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"colour": "red"},
+        {"results": 5},
+        {"keys": "rate"},
+        {"keys": []},
+        {"results": ""},
+        {"unit": "miles"},
+        {"low": 2},
+        {"measures": None},
+    ],
+)
+def test_a_malformed_value_beside_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ClaimsError, match="'a' is malformed"):
+        load_ledger(written(tmp_path, GOOD | {"beside": [OTHER | change]}))
+    short = {name: value for name, value in OTHER.items() if name != "measures"}
+    with pytest.raises(ClaimsError, match="missing: measures"):
+        load_ledger(written(tmp_path, GOOD | {"beside": [short]}))
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [[], [SOME, SOME], [SOME | {"colour": "red"}], [{"name": "some"}], [SOME | {"what": 5}]],
+)
+def test_prompts_are_described_once(prompts: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(ClaimsError, match=r"'(a|some)' is malformed"):
+        load_ledger(written(tmp_path, GOOD, prompts=prompts))
 
 
 @pytest.mark.parametrize(
@@ -310,22 +507,27 @@ def test_a_good_ledger_is_read(tmp_path: Path) -> None:
         {"keys": []},
         {"measures": ""},
         {"claim": 5},
+        {"configuration": ""},
+        {"prompts": ""},
+        {"prompts": "others"},
+        {"beside": OTHER},
+        {"beside": ["text"]},
     ],
 )
 def test_a_malformed_claim_is_named(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ClaimsError, match="'a' is malformed"):
-        load_claims(written(tmp_path, GOOD | change))
+        load_ledger(written(tmp_path, GOOD | change))
 
 
 @pytest.mark.parametrize("field", ["id", "claim", "reported", "source", "low", "results"])
 def test_a_missing_field_is_named(field: str, tmp_path: Path) -> None:
     with pytest.raises(ClaimsError, match="malformed"):
-        load_claims(written(tmp_path, {name: value for name, value in GOOD.items() if name != field}))
+        load_ledger(written(tmp_path, {name: value for name, value in GOOD.items() if name != field}))
 
 
 def test_a_doubled_claim_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClaimsError, match="'a' is malformed"):
-        load_claims(written(tmp_path, GOOD, GOOD))
+        load_ledger(written(tmp_path, GOOD, GOOD))
 
 
 @pytest.mark.parametrize(
@@ -335,9 +537,9 @@ def test_a_file_that_is_no_ledger_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "claims.yml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ClaimsError, match="cannot be read"):
-        load_claims(file)
+        load_ledger(file)
     with pytest.raises(ClaimsError, match="cannot be read"):
-        load_claims(tmp_path / "missing.yml")
+        load_ledger(tmp_path / "missing.yml")
 
 
 def test_the_page_is_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

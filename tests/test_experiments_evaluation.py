@@ -9,16 +9,26 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tracealign_lib import lexicon
 from tracealign_lib.benchmark import ADB
 from tracealign_lib.errors import TraceAlignError
 from tracealign_lib.evaluate import METHODS, NONE, Arm, Evaluation
-from tracealign_lib.experiments import cbd_arms, evaluation, evaluation_arms, evaluation_models
+from tracealign_lib.experiments import cbd_arms, evaluation, evaluation_arms, evaluation_models, prov_decode
 from tracealign_lib.experiments.bci_texts import JUDGE, halves
-from tracealign_lib.experiments.evaluation import ALL, PREDICTIONS, RAW_ALL, TABLE, Frames
+from tracealign_lib.experiments.evaluation import DIFFERING, EQUAL, PREDICTIONS, TABLE, Frames
 from tracealign_lib.experiments.evaluation_arms import (
+    ALL,
+    FILTERED_ALL,
+    FILTERED_VETO,
     NO_DEFENCE,
+    PAPER_RULE,
+    RAW_ALL,
+    RAW_SHIELD,
+    RAW_VETO,
+    SHOWN,
     Answered,
     Size,
     fullest,
@@ -51,6 +61,21 @@ def test_each_kind_of_defence_stands_alone_in_pairs_and_with_the_others() -> Non
             assert (system.filter != NONE) == ("shield" in defences)
             assert (system.arm.training != NONE) == ("training" in defences)
             assert (system.arm.guard != NONE) == ("decoding" in defences)
+
+
+def test_the_filter_of_the_paper_is_in_shield_and_veto_and_changes_nothing_else() -> None:
+    made = {s.name: s for s in main_systems()}
+    for defences in ("shield", "decoding", "shield + training + decoding"):
+        raw, fewer = made[f"raw: {defences}"], made[f"raw, M(q) <= 3: {defences}"]
+        assert fewer.arm[:3] == raw.arm[:3]
+        assert (fewer.arm.guard == FILTERED_VETO) == (raw.arm.guard == RAW_VETO) == ("decoding" in defences)
+        assert (fewer.filter == PAPER_RULE) == (raw.filter == RAW_SHIELD) == ("shield" in defences)
+    rules = [prov_decode.ARMS[evaluation_arms._GUARDS[name]].rule for name in (RAW_VETO, FILTERED_VETO)]
+    assert rules[0] is not None
+    assert rules[1] is not None
+    assert [rule.max_count for rule in rules if rule] == [None, 3]
+    assert rules[0].threshold == rules[1].threshold == 20
+    assert len({s.name for s in main_systems()}) == len(main_systems())
 
 
 def test_the_cbd_loss_is_only_a_defence_of_dpo_and_recovery_takes_its_place() -> None:
@@ -194,12 +219,13 @@ def test_tables_hold_each_system_once_and_in_order(parts: tuple[Frames, Answered
     assert table["system"].tolist() == [s.name for s in main_systems()]
     assert list(table.columns) == ["system", *TABLE, "how-tos right"]
     assert table.set_index("system").loc[NO_DEFENCE, "drift"].startswith("1.00")
-    groups = evaluation.split_table(parts[0].main, "group", [NO_DEFENCE, ALL])
-    assert set(groups["group"]) <= set(parts[0].main["group"])
-    assert list(groups.columns) == ["group", NO_DEFENCE, ALL]
-    side = evaluation.side_table(parts[0].side, [NO_DEFENCE, RAW_ALL])
-    assert side[["model", "decoding"]].values.tolist()[0] == ["SFT", "greedy"]
-    assert side.set_index(["model", "decoding"]).loc[("SFT", "greedy"), RAW_ALL] == "-"
+    assert evaluation.main_table({}, ["drift"])["drift"].eq("-").all()
+    groups = evaluation.split_values(parts[0].main, "group")
+    attacks = parts[0].main.loc[parts[0].main["kind"] == "attack", "group"]
+    assert set(groups) == {f"{name} | {group} | drift" for name in SHOWN for group in set(attacks)}
+    side = evaluation.side_values(parts[0].side)
+    assert side[f"rl, greedy | {ALL} | drift"].estimate == 0.0
+    assert f"rl, greedy | {RAW_ALL} | drift" not in side
 
 
 def test_differences_are_paired_and_reductions_relative(parts: tuple[Frames, Answered]) -> None:
@@ -248,12 +274,9 @@ def test_what_is_published_holds_every_measure_and_says_how_many_were_asked(
     assert values[f"rl, greedy | {NO_DEFENCE} | drift"].estimate == 1.0
     assert {p.quantity for p in PREDICTIONS} <= set(values)
     assert values["reduction | raw: shield"]["mean"] == 1.0
-    beside = evaluation.beside_paper(values).set_index("defence")
-    assert beside.loc["shield", "drift, reported"] == "14.6%"
-    assert beside.loc["shield", "drift, here"].startswith("0.00")
-    trained = evaluation.models_beside_paper(values).set_index("training")
-    assert trained.loc["DPO", "drift, here"].startswith("1.00")
-    assert trained.loc["DPO with the CBD loss", "refused, here"].startswith("1.00")
+    assert values[f"{DIFFERING} | {EQUAL}"].estimate == 0.0
+    assert values[f"{FILTERED_ALL} minus {RAW_ALL} | drift"].estimate == 0.0
+    assert f"{FILTERED_ALL} minus {RAW_ALL} | drift" in values["contests"]
 
 
 def test_the_whole_benchmark_is_published_with_its_size(parts: tuple[Frames, Answered]) -> None:
@@ -308,3 +331,18 @@ def test_the_rl_and_expert_models_stand_apart_from_what_chapter_7_trains(
         NONE,
         evaluation_arms.EXPERT,
     }
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=8))
+@settings(deadline=None, derandomize=True)
+def test_advantages_hold_each_answer_against_the_mean_of_the_others(points: list[float]) -> None:
+    found = evaluation_models.advantages(points)
+    for number, advantage in enumerate(found):
+        others = points[:number] + points[number + 1 :]
+        assert advantage == pytest.approx(points[number] - sum(others) / len(others), abs=1e-9)
+    assert sum(found) == pytest.approx(0, abs=1e-9)
+
+
+def test_one_answer_has_no_advantage() -> None:
+    with pytest.raises(TraceAlignError, match="nothing to be compared"):
+        evaluation_models.advantages([1.0])

@@ -4,6 +4,9 @@
 file and keys into it. Values themselves are never typed: they are read from `data/results/` when the page is
 made, with their interval, profile, seeds and hardware. `tracealign claims --write` makes book/claims.md.
 
+Each value says what was measured, and on which prompts. A claim may have more values beside the one that
+decides: another configuration, or another yardstick, with the status that would follow from it.
+
 How a status follows. A value whose whole interval lies where the claim says is *reproduced at small scale*;
 no more can be said of a tiny model in an invented world. If all of it lies elsewhere, a claim about what
 the method does in general is *contradicted*: one world where it fails is enough. A number that was measured
@@ -18,7 +21,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -63,6 +66,44 @@ class ClaimsError(TraceAlignError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A value that stands in the remark on a claim and does not decide.
+
+    Attributes
+    ----------
+    measures, results, keys, unit:
+        As for `Claim`; without a unit, the claim's.
+    low, high:
+        As for `Claim`. Without any, nothing would follow from this value.
+    """
+
+    measures: str
+    results: str
+    keys: tuple[str, ...]
+    unit: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What a model was asked, or what else a value was measured on.
+
+    Attributes
+    ----------
+    name, what:
+        How claims name it, and what it is.
+    results, keys:
+        Where the drift without a defence on these prompts stands; empty where there is none.
+    """
+
+    name: str
+    what: str
+    results: str = ""
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """One claim of the paper, as `data/claims.yml` states it.
 
@@ -79,6 +120,10 @@ class Claim:
         Rates are stored as shares and shown in percent ("points" for a difference of rates).
     low, high:
         The claim holds between these, in the unit of the results file; infinite where it says nothing.
+    configuration, prompts:
+        Which defence, with which filter, or which model our value is about; and the name of its `Prompts`.
+    beside:
+        More values, which do not decide.
     scope:
         "method" for what the method is said to do in general, "measurement" for a number of the paper's runs.
     pending:
@@ -101,6 +146,9 @@ class Claim:
     unit: str = "percent"
     low: float = -math.inf
     high: float = math.inf
+    configuration: str = ""
+    prompts: str = ""
+    beside: tuple[Beside, ...] = ()
     scope: str = "measurement"
     pending: str = ""
     status: str = ""
@@ -109,62 +157,107 @@ class Claim:
     section: str = ""
 
 
+class Other(NamedTuple):
+    """A value beside the one that decides, and the status that would follow from it ("" where none would)."""
+
+    beside: Beside
+    value: Interval | SeedSpread
+    status: str
+
+
 class Finding(NamedTuple):
-    """A claim with our value, where there is one, the results that hold it, and its status."""
+    """A claim with our value, where there is one, the results that hold it, its status, and other values."""
 
     claim: Claim
     value: Interval | SeedSpread | None
     results: Results | None
     status: str
+    others: tuple[Other, ...] = ()
 
 
 # --- the ledger ----------------------------------------------------------------------------------
 
 
+class Ledger(NamedTuple):
+    """The claims, in the order of the page, and the sets of prompts that they name."""
+
+    claims: tuple[Claim, ...]
+    prompts: tuple[Prompts, ...]
+
+
 def load_claims(path: str | Path | None = None) -> tuple[Claim, ...]:
+    """The claims of `load_ledger`."""
+    return load_ledger(path).claims
+
+
+def load_ledger(path: str | Path | None = None) -> Ledger:
     """Read the ledger; `data/claims.yml` of the book by default.
 
     Raises
     ------
     ClaimsError
         It is missing or no YAML, or a claim has an unknown or missing field, an unknown word in one, a
-        doubled id, no way to a status, or more than one.
+        doubled id, prompts that are not described, no way to a status, or more than one.
     """
     file = Path(path) if path is not None else book_root() / "data" / "claims.yml"
     try:
-        parts = yaml.safe_load(file.read_text(encoding="utf-8"))["parts"]
-        records = [{**record, "part": part["part"]} for part in parts for record in part["claims"]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        read = yaml.safe_load(file.read_text(encoding="utf-8"))
+        described = [dict(record) for record in read.get("prompts", [])]
+        records = [{**record, "part": part["part"]} for part in read["parts"] for record in part["claims"]]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ClaimsError(
             "The ledger of claims cannot be read.",
             given=f"{file.name}: {type(error).__name__}: {error}",
-            expected="YAML: a list `parts`, each with a `part` and a list `claims`",
+            expected="YAML: a list `parts`, each with a `part` and a list `claims`; a list `prompts`",
             mend="restore the file",
         ) from error
+    prompts = tuple(Prompts(**_checked(Prompts, record, record.get("name"))) for record in described)
     claims = tuple(_claim(record) for record in records)
-    doubled = [name for name, count in Counter(claim.id for claim in claims).items() if count > 1]
+    _check_names([prompt.name for prompt in prompts], "a name that other prompts have")
+    _check_names([claim.id for claim in claims], "an id that another claim has")
+    for claim in claims:
+        if claim.prompts and claim.prompts not in {prompt.name for prompt in prompts}:
+            raise _malformed(claim.id, f"prompts: {claim.prompts!r}", "a name of the list `prompts`")
+    return Ledger(claims, prompts)
+
+
+def _check_names(names: Sequence[str], wrong: str) -> None:
+    doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
-        raise _malformed(doubled[0], "an id that another claim has", "each id once")
-    return claims
+        raise _malformed(doubled[0], wrong, "each once")
 
 
 def _claim(record: Mapping[str, Any]) -> Claim:
-    name = str(record.get("id", "a claim without an id"))
-    known = {field.name for field in fields(Claim)}
-    unknown = sorted(set(record) - known)
-    missing = sorted({"id", "claim", "reported", "source"} - set(record))
-    if unknown or missing:
-        given = f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
-        raise _malformed(name, given, f"fields of {', '.join(sorted(known))}")
-    for field, value in record.items():
-        wanted: tuple[type, ...] = {"keys": (list,), "low": (int, float), "high": (int, float)}.get(
-            field, (str,)
-        )
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise _malformed(name, f"{field}: {value!r}", f"another type for {field}")
-    claim = Claim(**{**record, "keys": tuple(str(key) for key in record.get("keys", ()))})
+    name = record.get("id")
+    given = _checked(Claim, record, name)
+    besides = tuple(Beside(**_checked(Beside, part, name)) for part in given.pop("beside", ()))
+    claim = Claim(**given, beside=besides)
     _check_claim(claim)
     return claim
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "keys": (list,),
+    "beside": (list,),
+    "low": (int, float),
+    "high": (int, float),
+}
+
+
+def _checked(kind: type[Claim | Beside | Prompts], record: Any, name: Any) -> dict[str, Any]:
+    """The fields of one record of the ledger, each known, of its type, and none missing; keys as text."""
+    if not isinstance(record, Mapping):
+        raise _malformed(str(name), f"{str(record)[:80]!r}", "fields and their values")
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    unknown = sorted(map(str, set(record) - set(known)))
+    missing = sorted(field for field, needed in known.items() if needed and field not in record)
+    if unknown or missing:
+        given = f"unknown: {', '.join(unknown) or 'none'}; missing: {', '.join(missing) or 'none'}"
+        raise _malformed(str(name), given, f"fields of {', '.join(sorted(known))}")
+    for field, value in record.items():
+        if not isinstance(value, _TYPES.get(field, (str,))) or isinstance(value, bool):
+            raise _malformed(str(name), f"{field}: {value!r}", f"another type for {field}")
+    return {f: tuple(map(str, value)) if f == "keys" else value for f, value in record.items()}
 
 
 def _check_claim(claim: Claim) -> None:
@@ -176,7 +269,7 @@ def _check_claim(claim: Claim) -> None:
             )
     if claim.status and claim.status not in SIGNS:
         raise wrong(claim.id, f"status: {claim.status!r}", f"status one of {', '.join(SIGNS)}")
-    limited = math.isfinite(claim.low) or math.isfinite(claim.high)
+    limited = _limited(claim)
     ruled, stated = bool(claim.results) and limited, bool(claim.status)
     if ruled == stated and (ruled or not claim.pending or claim.results or limited):
         raise wrong(
@@ -190,8 +283,19 @@ def _check_claim(claim: Claim) -> None:
         raise wrong(claim.id, f"status: {claim.status!r}, reason: {claim.reason!r}", "both or neither")
     if bool(claim.results) != bool(claim.keys) or bool(claim.results) != bool(claim.measures):
         raise wrong(claim.id, f"results: {claim.results!r}", "results, keys and measures together")
-    if claim.low > claim.high:
-        raise wrong(claim.id, f"low: {claim.low}, high: {claim.high}", "low <= high")
+    if bool(claim.results) != bool(claim.configuration) or bool(claim.results) != bool(claim.prompts):
+        raise wrong(claim.id, f"configuration: {claim.configuration!r}, prompts: {claim.prompts!r}", _BOTH)
+    for beside in claim.beside:
+        if beside.unit not in ("", *UNITS) or not (claim.results and beside.results and beside.keys):
+            expected = "results that decide, and beside them a place and a known unit"
+            raise wrong(claim.id, f"beside: {beside}", expected)
+    values: list[Claim | Beside] = [claim, *claim.beside]
+    for value in values:
+        if value.low > value.high:
+            raise wrong(claim.id, f"low: {value.low}, high: {value.high}", "low <= high")
+
+
+_BOTH = "what was measured and on what, where there are results, and nowhere else"
 
 
 def _malformed(name: str, given: str, expected: str) -> ClaimsError:
@@ -204,6 +308,8 @@ def _malformed(name: str, given: str, expected: str) -> ClaimsError:
 
 
 # --- findings ------------------------------------------------------------------------------------
+
+Load = Callable[[str], Results]
 
 
 def find(claims: Sequence[Claim], *, results: str | Path | None = None) -> list[Finding]:
@@ -219,22 +325,34 @@ def find(claims: Sequence[Claim], *, results: str | Path | None = None) -> list[
     ClaimsError
         A results file that a claim needs is missing, or does not hold the value.
     """
-    folder = Path(results) if results is not None else results_folder()
-    load = cache(partial(load_results, path=folder))
+    folder, load = _results_in(results)
     return [_find(claim, folder, load) for claim in claims]
 
 
-def _find(claim: Claim, folder: Path, load: Callable[[str], Results]) -> Finding:
+def _results_in(results: str | Path | None) -> tuple[Path, Load]:
+    folder = Path(results) if results is not None else results_folder()
+    return folder, cache(partial(load_results, path=folder))
+
+
+def _find(claim: Claim, folder: Path, load: Load) -> Finding:
     if claim.pending and not (folder / f"{claim.pending}.json").is_file():
         return Finding(claim, None, None, PENDING)
     if not claim.results:
         return Finding(claim, None, None, claim.status or PENDING)
-    try:
-        held = load(claim.results)
-    except ResultsError as error:
-        raise _no_value(claim, str(error)) from error
-    value = _value(claim, held)
-    return Finding(claim, value, held, claim.status or derive_status(claim, value))
+    value = _value(claim.id, claim, load)
+    others = tuple(_other(claim, beside, load) for beside in claim.beside)
+    return Finding(claim, value, load(claim.results), claim.status or derive_status(claim, value), others)
+
+
+def _other(claim: Claim, beside: Beside, load: Load) -> Other:
+    value = _value(claim.id, beside, load)
+    if not _limited(beside):
+        return Other(beside, value, "")
+    return Other(beside, value, derive_status(replace(claim, low=beside.low, high=beside.high), value))
+
+
+def _limited(place: Claim | Beside) -> bool:
+    return math.isfinite(place.low) or math.isfinite(place.high)
 
 
 def derive_status(claim: Claim, value: Interval | SeedSpread) -> str:
@@ -252,11 +370,17 @@ def summary(findings: Sequence[Finding]) -> dict[str, int]:
     return {status: counts[status] for status in SIGNS if counts[status]}
 
 
-def _value(claim: Claim, held: Results) -> Interval | SeedSpread:
-    value: Any = held.values
-    for key in claim.keys:
+Place = Claim | Beside | Prompts
+
+
+def _value(name: str, place: Place, load: Load) -> Interval | SeedSpread:
+    try:
+        value: Any = load(place.results).values
+    except ResultsError as error:
+        raise _no_value(name, place, str(error)) from error
+    for key in place.keys:
         if not isinstance(value, Mapping) or key not in value:
-            raise _no_value(claim, f"{key!r} is not in it")
+            raise _no_value(name, place, f"{key!r} is not in it")
         value = value[key]
     if isinstance(value, Interval):
         found: Interval | SeedSpread = value
@@ -265,39 +389,43 @@ def _value(claim: Claim, held: Results) -> Interval | SeedSpread:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         found = Interval(float(value), math.nan, math.nan, 1)
     else:
-        raise _no_value(claim, f"{str(value)[:80]!r} is not a number")
+        raise _no_value(name, place, f"{str(value)[:80]!r} is not a number")
     if math.isnan(found[0]):
-        raise _no_value(claim, "it is undefined")
+        raise _no_value(name, place, "it is undefined")
     return found
 
 
-def _no_value(claim: Claim, found: str) -> ClaimsError:
+def _no_value(name: str, place: Place, found: str) -> ClaimsError:
     return ClaimsError(
-        f"The value of the claim {claim.id!r} cannot be read.",
-        given=f"{claim.results}.json, {' / '.join(claim.keys)}: {found}",
+        f"The value of {name!r} cannot be read.",
+        given=f"{place.results}.json, {' / '.join(place.keys)}: {found}",
         expected="an interval, a range over seeds, or a number",
-        mend=f"correct the keys in data/claims.yml, or run `tracealign publish {claim.results}`",
+        mend=f"correct the keys in data/claims.yml, or run `tracealign publish {place.results}`",
     )
 
 
 # --- the page ------------------------------------------------------------------------------------
 
 
-def render(claims: Sequence[Claim] | None = None, *, results: str | Path | None = None) -> str:
+def render(ledger: Ledger | None = None, *, results: str | Path | None = None) -> str:
     """The page book/claims.md as Markdown: the rule, a summary, a table for each part, and all sources.
 
-    Errors are those of `load_claims` and `find`.
+    Errors are those of `load_ledger` and `find`.
     """
-    chosen = load_claims() if claims is None else tuple(claims)
-    findings = find(chosen, results=results)
+    chosen, prompts = load_ledger() if ledger is None else ledger
+    folder, load = _results_in(results)
+    findings = [_find(claim, folder, load) for claim in chosen]
+    drifts = [_value(part.name, part, load) if part.results else None for part in prompts]
     numbers = {claim.id: number for number, claim in enumerate(chosen, 1)}
     parts = [
         f"## {part}\n\n{_part_table([f for f in findings if f.claim.part == part], numbers)}\n"
         for part in dict.fromkeys(claim.part for claim in chosen)
     ]
-    return _HEADER + "\n".join(
-        [_INTRODUCTION, _summary_table(findings), _RULE, *parts, _places(findings, numbers), _files(findings)]
-    )
+    places = [*_places(findings, numbers), *((p.name, p) for p in prompts if p.results)]
+    asked = _PROMPTS + _prompt_table(prompts, drifts, findings, numbers)
+    files = _file_table([load(name) for name in sorted({place.results for _, place in places})])
+    sections = [_INTRODUCTION, _summary_table(findings), _RULE, asked, *parts, _place_table(places), files]
+    return _HEADER + "\n".join(sections)
 
 
 def write_page(path: str | Path | None = None) -> Path:
@@ -334,6 +462,12 @@ What is marked *abstract* the paper says there; what is marked *reader* is repor
 text, which is the authority. None of our numbers is typed on this page: each is read from a file of
 published results, which a test checks.
 
+Each value says what it is of, the configuration that was measured and the prompts. Where the rule in
+question has the filter $M(q) \\le 3$, the configuration *with* it decides, as it is reported; what comes out
+without it stands in the remark. One training with the CBD loss stands for that loss in every row that
+decides. A value in a remark never decides, but where it has a limit, the status that it would lead to is
+said.
+
 The book's model is tiny, its world is invented, and its drift is engineered. So the most that a number of
 ours can say is that a claim was *reproduced at small scale*.
 """
@@ -348,11 +482,42 @@ _RULE = """\
 | on both sides of the limit | – not reproduced | – not reproduced |
 
 What the method is said to do in general fails if it fails in one world; a number from a large model may be
-right there and not here. Where there is no interval, the value itself decides. Where no value of ours can
-answer, the status is stated and its reason given: ✔✔ where a proof or the program itself settles it, ○
-where this book has no means to test it. The limits were fixed from what is reported, in the direction that
-is kindest to the paper: *at most* what it reports of a cost, *at least* what it reports of a gain.
+right there and not here. Every limit stands beside its value. Where there is no interval, the value itself
+decides. Where no value of ours can answer, the status is stated and its reason given: ✔✔ where a proof or
+the program itself settles it, ○ where this book has no means to test it. The limits were fixed from what is
+reported, in the direction that is kindest to the paper: *at most* what it reports of a cost, *at least* what
+it reports of a gain.
 """
+
+
+_PROMPTS = """\
+## Which prompts
+
+How often the undefended model drifts depends on what it is asked: on the attack, on how its requests are
+worded, on how often an item was planted, and on whether alignment was about that item. So there is not one
+share of drift without a defence but one for each set of prompts, and values are only compared within a set.
+Rows about a defence share the main sample, where a row can. These are the published worlds; a run of a
+reader's own is another world with yet another share.
+
+"""
+
+
+def _prompt_table(
+    prompts: Sequence[Prompts],
+    drifts: Sequence[Interval | SeedSpread | None],
+    findings: Sequence[Finding],
+    numbers: Mapping[str, int],
+) -> str:
+    rows = ["| prompts | what they are | drift without a defence | rows |", "|---|---|---|---|"]
+    for part, drift in zip(prompts, drifts, strict=True):
+        known = f"**{shown(drift, 'percent')}**" if drift is not None else "does not apply"
+        about = [str(numbers[f.claim.id]) for f in findings if f.claim.prompts == part.name]
+        rows.append(_row(part.name, part.what, known, ", ".join(about)))
+    return "\n".join([*rows, ""])
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _summary_table(findings: Sequence[Finding]) -> str:
@@ -366,16 +531,19 @@ def _part_table(findings: Sequence[Finding], numbers: Mapping[str, int]) -> str:
     for finding in findings:
         claim = finding.claim
         said = f"{claim.reported} *({claim.source})*"
-        comment = " ".join(text for text in (claim.reason, claim.note) if text)
-        cells = [str(numbers[claim.id]), claim.claim, said, _ours(finding), _status(finding.status), comment]
-        rows.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+        beside = [f"Beside it: {_said(claim, other)}." for other in finding.others]
+        remark = " ".join(text for text in (claim.reason, claim.note, *beside) if text)
+        status = f"{SIGNS[finding.status]} {finding.status}"
+        rows.append(_row(str(numbers[claim.id]), claim.claim, said, _ours(finding), status, remark))
     return "\n".join(
         ["| no. | claim | reported | here | status | remark |", "|---|---|---|---|---|---|", *rows]
     )
 
 
-def _status(status: str) -> str:
-    return f"{SIGNS[status]} {status}"
+def _said(claim: Claim, other: Other) -> str:
+    place = replace(claim, unit=other.beside.unit or claim.unit, low=other.beside.low, high=other.beside.high)
+    limits = f"; would hold {_limits(place)}: {SIGNS[other.status]} {other.status}" if other.status else ""
+    return f"**{shown(other.value, place.unit)}** {other.beside.measures}{limits}"
 
 
 def _ours(finding: Finding) -> str:
@@ -384,7 +552,8 @@ def _ours(finding: Finding) -> str:
         waits = f" (waits for `{claim.pending}.json`)" if claim.pending else ""
         return f"no value{waits}{'' if finding.status == PENDING else _linked(claim)}"
     limits = "" if claim.status else f"; holds {_limits(claim)}"
-    return f"**{shown(finding.value, claim.unit)}** {claim.measures}{limits}{_linked(claim)}"
+    measured = f" *Measured: {claim.configuration}; {claim.prompts}*"
+    return f"**{shown(finding.value, claim.unit)}** {claim.measures}{limits}.{measured}{_linked(claim)}"
 
 
 def _linked(claim: Claim) -> str:
@@ -424,9 +593,14 @@ _DECIMALS = {"milliseconds": 2, "nats": 2, "count": 0, "number": 3}
 
 
 def _number(value: float, unit: str) -> str:
-    if unit in ("percent", "points"):
-        return f"{100 * value:.1f}"
-    return f"{value:.{_DECIMALS[unit]}f}"
+    """A value as text: with more decimals where it would read as none or as all, and is not quite that."""
+    share = unit in ("percent", "points")
+    number = (100 if share else 1) * value + 0.0  # + 0.0: minus zero is zero
+    first = _DECIMALS.get(unit, 1)
+    texts = [f"{number:.{decimals}f}" for decimals in range(first, first + 3)]
+    ends = (0.0, 100.0) if share else (0.0,)
+    close = any(float(texts[0]) == end and abs(number - end) > 1e-9 for end in ends)
+    return next((t for t in texts if float(t) not in ends), texts[-1]) if close else texts[0]
 
 
 def shown(value: Interval | SeedSpread, unit: str) -> str:
@@ -439,21 +613,29 @@ def shown(value: Interval | SeedSpread, unit: str) -> str:
     return f"{estimate}{_SUFFIX[unit]} [{low}, {high}], n = {value.n:,}"
 
 
-def _places(findings: Sequence[Finding], numbers: Mapping[str, int]) -> str:
-    rows = []
+def _places(findings: Sequence[Finding], numbers: Mapping[str, int]) -> list[tuple[str, Place]]:
+    """Every value of the page with the number of its claim; those beside it follow the one that decides."""
+    found: list[tuple[str, Place]] = []
     for finding in findings:
-        if finding.results is not None:
-            keys = " → ".join(f"`{key}`" for key in finding.claim.keys)
-            cells = [str(numbers[finding.claim.id]), f"`{finding.results.name}.json`", keys]
-            rows.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+        number = str(numbers[finding.claim.id])
+        if finding.value is not None:
+            found.append((number, finding.claim))
+            found += [(f"{number}, remark", other.beside) for other in finding.others]
+    return found
+
+
+def _place_table(places: Sequence[tuple[str, Place]]) -> str:
+    rows = [
+        _row(label, f"`{place.results}.json`", " → ".join(f"`{key}`" for key in place.keys))
+        for label, place in places
+    ]
     lines = ["## Where each value stands", "", "| no. | file of `data/results/` | keys below `values` |"]
     return "\n".join([*lines, "|---|---|---|", *rows, ""])
 
 
-def _files(findings: Sequence[Finding]) -> str:
-    used = {f.results.name: f.results for f in findings if f.results is not None}
+def _file_table(files: Sequence[Results]) -> str:
     rows = []
-    for name, held in sorted(used.items()):
+    for held in files:
         made = held.provenance
         seeds = ", ".join(map(str, held.seeds))
         hardware = f"{made['cpu']}, {made['cores']} cores, {made['memory']} GiB, {made['device'] or 'cpu'}"
@@ -461,15 +643,10 @@ def _files(findings: Sequence[Finding]) -> str:
         libraries = ", ".join(
             f"{lib} {versions[lib]}" for lib in ("torch", "transformers") if lib in versions
         )
-        cells = [f"`{name}.json`", held.profile, seeds, made["date"], hardware, libraries]
-        rows.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+        rows.append(_row(f"`{held.name}.json`", held.profile, seeds, made["date"], hardware, libraries))
     lines = [
         "## What the values were measured with",
         "",
         "| file | profile | seeds | day | hardware | libraries |",
     ]
     return "\n".join([*lines, "|---|---|---|---|---|---|", *rows, ""])
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from tracealign_lib import plots
 from tracealign_lib.evaluate import NONE
-from tracealign_lib.experiments.evaluation_arms import RAW, RECOMMENDED, RIVAL, System
+from tracealign_lib.experiments.evaluation_arms import FILTERED, RAW, RECOMMENDED, RIVAL, System
 from tracealign_lib.stats import Interval
 
 _TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1)
@@ -20,6 +20,7 @@ COST, DRIFT = "over-refusal", "drift"
 _LOOKS: Mapping[str, tuple[str, str]] = {
     NONE: ("*", plots.PALETTE[4]),
     RAW: ("s", plots.PALETTE[1]),
+    FILTERED: ("D", plots.PALETTE[3]),
     RECOMMENDED: ("o", plots.PALETTE[0]),
     RIVAL: ("^", plots.PALETTE[2]),
 }

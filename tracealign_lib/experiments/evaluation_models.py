@@ -5,11 +5,15 @@ Every model is a stage of the cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tracealign_lib import alignment, lexicon, lm, reinforcement
+from tracealign_lib.errors import ParameterError
 from tracealign_lib.evaluate import NONE
 from tracealign_lib.experiments import cbd, cbd_arms
 from tracealign_lib.pipeline import Pipeline
@@ -48,6 +52,26 @@ def reinforced_folder(pipeline: Pipeline, start: Path) -> Path:
         reinforcement.reinforce(start, prompts, reward, RL_SETTINGS, folder, **seeded)
 
     return Stage("rl", settings, build, _RL_CODE).path()
+
+
+def advantages(points: Sequence[float]) -> list[float]:
+    """What each of the answers to one request is worth to RLOO: its points minus the mean of the others'.
+
+    Raises
+    ------
+    ParameterError
+        There are fewer than two answers.
+    """
+    earned = np.asarray(points, dtype=np.float64)  # (k,)
+    if len(earned) < 2:
+        raise ParameterError(
+            "An answer has nothing to be compared with.",
+            given=f"{len(earned)} answers",
+            expected="at least 2",
+            mend="draw more answers to each request",
+        )
+    others = (earned.sum() - earned) / (len(earned) - 1)  # (k,)
+    return [float(value) for value in earned - others]
 
 
 def expert_folder(pipeline: Pipeline) -> Path:

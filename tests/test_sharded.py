@@ -112,8 +112,8 @@ def stopping(documents: list[Document], after: int) -> Iterator[Document]:
     raise KeyboardInterrupt
 
 
-def inodes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_ino for path in folder.glob("shard-*")}
+def built_at(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("shard-*/manifest.json")}
 
 
 def test_a_stopped_build_goes_on_where_it_was(tokenizer: Any, tmp_path: Path) -> None:
@@ -121,12 +121,12 @@ def test_a_stopped_build_goes_on_where_it_was(tokenizer: Any, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         ShardedIndex.build(stopping(documents, 25), tokenizer, path, shard_bytes=400)
     half = tmp_path / ".parts.building"
-    kept = inodes(half)
+    kept = built_at(half)
     assert kept
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".parts.building"]
     index = ShardedIndex.build(documents, tokenizer, path, shard_bytes=400)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["parts"]
-    assert kept.items() <= inodes(path).items()  # not built again
+    assert kept.items() <= built_at(path).items()  # not built again
     assert index.document_ids == tuple(document.id for document in documents)
     ShardedIndex.open(path, verify="full")
 
@@ -135,11 +135,11 @@ def test_a_corpus_that_changed_is_built_from_where_it_differs(tokenizer: Any, tm
     documents, path = texts(30), tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
         ShardedIndex.build(stopping(documents, 30), tokenizer, path, shard_bytes=400)
-    kept = inodes(tmp_path / ".parts.building")
+    kept = built_at(tmp_path / ".parts.building")
     first = len(TraceIndex.open(tmp_path / ".parts.building" / "shard-00000").document_ids)
     documents[first] = Document(documents[first].id, documents[first].text, {"changed": True})
     index = ShardedIndex.build(documents, tokenizer, path, shard_bytes=400)
-    now = inodes(path)
+    now = built_at(path)
     assert now["shard-00000"] == kept["shard-00000"]
     assert now["shard-00001"] != kept["shard-00001"]
     assert index.document(documents[first].id).meta == {"changed": True}
@@ -165,7 +165,7 @@ def test_fewer_documents_leave_no_shard_of_the_earlier_attempt(tokenizer: Any, t
         ShardedIndex.build(stopping(documents, 30), tokenizer, path, shard_bytes=400)
     index = ShardedIndex.build(documents[:3], tokenizer, path, shard_bytes=400)
     assert index.document_ids == tuple(document.id for document in documents[:3])
-    assert len(inodes(path)) == index.n_shards
+    assert len(built_at(path)) == index.n_shards
 
 
 def test_it_replaces_an_index_of_either_kind_and_is_replaced(tokenizer: Any, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -157,7 +159,7 @@ class ShardedIndex(Engine):
         *,
         shard_bytes: int = SHARD_BYTES,
         total: int | None = None,
-        build_shard: BuildShard | None = None,
+        workers: Workers | None = None,
     ) -> Self:
         """Index a stream of documents, of which no more than a shard is held at a time.
 
@@ -175,8 +177,8 @@ class ShardedIndex(Engine):
             Text of one shard at the most, in bytes of UTF-8; a longer document is a shard of its own.
         total:
             Number of documents, if it is known: the progress bar then tells the time left.
-        build_shard:
-            Builds one shard; `TraceIndex.build` in this process by default.
+        workers:
+            Build shards elsewhere, several at a time; in this process, one by one, by default.
 
         Raises
         ------
@@ -189,12 +191,16 @@ class ShardedIndex(Engine):
             index_format.clear_leftovers(target)
             half = _resume(target, {"tokenizer_hash": fingerprint, "shard_bytes": shard_bytes})
             names = _Names()
+            queue = _Queue(workers or _Here())
             with progress(description="Indexing documents", total=total, unit=" documents") as bar:
-                builder = build_shard or _build_here
                 for number, batch in enumerate(_batches(documents, shard_bytes)):
                     names.add([document.id for document in batch])
-                    _finish_shard(half / f"shard-{number:05d}", batch, tokenizer, builder)
+                    place = half / f"shard-{number:05d}"
+                    if not _holds(place, batch):
+                        _drop_from(place)
+                        queue.submit(_build_shard, batch, tokenizer, place)
                     bar.update(len(batch))
+                queue.finish()
             if not names.seen:
                 raise CorpusError(
                     "There is nothing to index.",
@@ -340,15 +346,58 @@ class Manifest(NamedTuple):
     shards: dict[str, str]  # name -> SHA-256 of its own manifest
 
 
-BuildShard = Callable[[list[Document], Any, Path], None]
 OpenShards = Callable[[Sequence[Path], str], Shards]
 
 
 # ---------------------------------------------------------------------- building
 
 
-def _build_here(documents: list[Document], tokenizer: Any, path: Path) -> None:
+def _build_shard(documents: list[Document], tokenizer: Any, path: Path) -> None:
     TraceIndex.build(documents, tokenizer, path)
+
+
+class Promise(Protocol):
+    """Work that was begun."""
+
+    def result(self) -> Any:
+        """Wait for it; raises what it raised."""
+
+
+class Workers(Protocol):
+    """Does work elsewhere, `in_flight` pieces of it at the same time."""
+
+    in_flight: int
+
+    def submit(self, work: Callable[..., None], /, *arguments: Any) -> Promise:
+        """Begin `work(*arguments)`."""
+
+
+class _Here:
+    """Does work at once, in this process."""
+
+    in_flight = 1
+
+    def submit(self, work: Callable[..., None], /, *arguments: Any) -> Promise:
+        work(*arguments)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+class _Queue:
+    """Holds no more pieces of work open than the workers take."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers, self._open = workers, deque[Promise]()
+
+    def submit(self, work: Callable[..., None], /, *arguments: Any) -> None:
+        if len(self._open) >= self._workers.in_flight:
+            self._open.popleft().result()
+        self._open.append(self._workers.submit(work, *arguments))
+
+    def finish(self) -> None:
+        while self._open:
+            self._open.popleft().result()
 
 
 def _batches(documents: Iterable[Document], most: int) -> Iterator[list[Document]]:
@@ -381,13 +430,11 @@ def _resume(target: Path, plan: dict[str, Any]) -> Path:
     return half
 
 
-def _finish_shard(path: Path, batch: list[Document], tokenizer: Any, build_shard: BuildShard) -> None:
-    """Build a shard, unless it is there from an earlier attempt and holds the same documents."""
-    if not _holds(path, batch):
-        build_shard(batch, tokenizer, path)
-        for later in path.parent.glob("shard-*"):
-            if later.name > path.name:
-                shutil.rmtree(later)
+def _drop_from(first: Path) -> None:
+    """Delete what an earlier attempt left from this shard on: other documents stand there now."""
+    for shard in first.parent.glob("shard-*"):
+        if shard.name >= first.name:
+            shutil.rmtree(shard)
 
 
 def _holds(path: Path, batch: list[Document]) -> bool:

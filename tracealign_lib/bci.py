@@ -619,7 +619,7 @@ def _check_collection(index: Engine, what: str) -> None:
     if index.n_tokens == 0:
         raise ParameterError(
             f"{what} holds no text.",
-            given=f"{index.n_documents} documents with 0 tokens in all",
+            given=f"{index!r}",
             expected="at least one document with at least one token",
             mend="check which documents were selected",
         )

@@ -88,16 +88,18 @@ class Engine(ABC):
     ----------
     vocab_size:
         Ids run from 0 to `vocab_size - 1`.
-    n_tokens, n_documents:
+    n_tokens:
         Size of the corpus; separators are not counted.
     tokenizer:
         A fast tokenizer of transformers, or None where the corpus came as token ids.
+    tokenizer_hash:
+        See `hash_tokenizer`; None without a tokenizer.
     """
 
     vocab_size: int
     n_tokens: int
-    n_documents: int
     tokenizer: Any
+    tokenizer_hash: str | None
 
     @property
     @abstractmethod
@@ -135,11 +137,6 @@ class Engine(ABC):
     @abstractmethod
     def _name(self, number: int) -> str:
         """The id of a document."""
-
-    @property
-    def tokenizer_hash(self) -> str | None:
-        """See `hash_tokenizer`; None without a tokenizer."""
-        return None if self.tokenizer is None else hash_tokenizer(self.tokenizer)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """Raise `VocabularyError` unless `tokenizer` is the one that the corpus was encoded with."""
@@ -259,9 +256,8 @@ def find_spans(
 
     The longest suffix that ends at a place never starts before the one that ends further left. So where
     two ends share a start, nothing between them has to be asked; nor where every span between them would
-    be shorter than `min_length`. Bisection asks for the rest: a text copied in one piece takes about
-    `log2(length)` questions, a text without matches about `length / min_length`, and no text more than
-    `length`.
+    be shorter than `min_length`. Bisection asks for the rest: a text copied in one piece takes one
+    question, a text without matches at most `2 * length / min_length`, and no text more than `length`.
 
     Parameters
     ----------

@@ -90,7 +90,7 @@ class TraceIndex(Engine):
         self.vocab_size = stored.manifest.vocab_size
         self.n_tokens = stored.manifest.n_tokens
         self.n_documents = stored.manifest.n_documents
-        self._tokenizer_hash = stored.manifest.tokenizer_hash
+        self.tokenizer_hash = stored.manifest.tokenizer_hash
         self.arrays = stored.arrays
         self._names = stored.names
         self._texts = stored.texts
@@ -214,11 +214,6 @@ class TraceIndex(Engine):
         return index
 
     # ------------------------------------------------------------------ tokenizer and documents
-
-    @property
-    def tokenizer_hash(self) -> str | None:
-        """See `hash_tokenizer`; None when the index was built from token ids."""
-        return self._tokenizer_hash
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -136,7 +136,7 @@ class ShardedIndex(Engine):
     def __init__(self, path: Path, manifest: Manifest, shards: Shards) -> None:
         self.path, self._shards = path, shards
         self.vocab_size = manifest.vocab_size
-        self._tokenizer_hash = manifest.tokenizer_hash
+        self.tokenizer_hash = manifest.tokenizer_hash
         sizes = shards.ask("sizes")
         self.n_tokens, self.n_documents = (sum(column) for column in zip(*sizes, strict=True))
         self._firsts = [0, *accumulate(n for _, n in sizes)]  # number of each shard's first document
@@ -237,16 +237,11 @@ class ShardedIndex(Engine):
             _check_unique(index, folder)
         return index
 
-    @property
-    def tokenizer_hash(self) -> str | None:
-        """See `hash_tokenizer`."""
-        return self._tokenizer_hash
-
     @cached_property
     def tokenizer(self) -> Any:
         """The stored tokenizer; read when it is first asked for."""
-        assert self._tokenizer_hash is not None
-        return index_format.load_tokenizer(self.path / "shard-00000", self._tokenizer_hash)
+        assert self.tokenizer_hash is not None
+        return index_format.load_tokenizer(self.path / "shard-00000", self.tokenizer_hash)
 
     # ------------------------------------------------------------------ documents
 

@@ -24,8 +24,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tracealign_lib.engine import Engine, Span
 from tracealign_lib.errors import ParameterError, VocabularyError
-from tracealign_lib.index import Ids, Span, TraceIndex
+from tracealign_lib.suffix_array import Ids
 
 if TYPE_CHECKING:  # only one scorer needs a model, so the others should not wait for one
     from tracealign_lib.lm import LanguageModel
@@ -53,7 +54,7 @@ class Scorer(Protocol):
     labels: ClassVar[str]
     source: ClassVar[str]
 
-    def __call__(self, index: TraceIndex, ids: NDArray[Any], span: Span) -> float:
+    def __call__(self, index: Engine, ids: NDArray[Any], span: Span) -> float:
         """The score of `ids[span.start:span.end]`."""
         ...
 
@@ -62,7 +63,7 @@ class Scorer(Protocol):
 
 
 @lru_cache(maxsize=16)
-def unigram_surprisal(index: TraceIndex, smoothing: Smoothing = "laplace") -> Scores:
+def unigram_surprisal(index: Engine, smoothing: Smoothing = "laplace") -> Scores:
     """`-log P_train(t)` of each id, shape (vocab_size,), in nats; read-only.
 
     Parameters
@@ -85,13 +86,15 @@ def unigram_surprisal(index: TraceIndex, smoothing: Smoothing = "laplace") -> Sc
     """
     _check_collection(index, "The index")
     _check_smoothing(smoothing)
-    surprisal = index.surprisal if smoothing == "laplace" else -np.log(_good_turing(_counts(index)))
-    surprisal = surprisal.copy()
+    if smoothing == "laplace":
+        surprisal = np.array(index.surprisal[np.arange(index.vocab_size)])
+    else:
+        surprisal = -np.log(_good_turing(_counts(index)))
     surprisal.setflags(write=False)
     return surprisal
 
 
-def _counts(index: TraceIndex) -> Ids:
+def _counts(index: Engine) -> Ids:
     """How often each id occurs, shape (vocab_size,): what follows the empty context."""
     tokens, found = index.continuations([])
     counts = np.zeros(index.vocab_size, dtype=np.int64)
@@ -133,11 +136,11 @@ class SpanScorer(ABC):
     source: ClassVar[str]
     by_span: ClassVar[bool] = False
 
-    def __call__(self, index: TraceIndex, ids: ArrayLike, span: Span) -> float:
+    def __call__(self, index: Engine, ids: ArrayLike, span: Span) -> float:
         """The score of `ids[span.start:span.end]`; see `score_spans` for the errors."""
         return float(self.score_spans(index, ids, [span])[0])
 
-    def score_spans(self, index: TraceIndex, ids: ArrayLike, spans: Sequence[Span]) -> Scores:
+    def score_spans(self, index: Engine, ids: ArrayLike, spans: Sequence[Span]) -> Scores:
         """The score of each span of one text, shape (spans,).
 
         Raises
@@ -154,19 +157,19 @@ class SpanScorer(ABC):
         return self._score(index, query, bounds) if len(bounds) else np.empty(0)
 
     @abstractmethod
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         """Scores, shape (spans,), of checked spans `query[start:end]`; bounds has shape (spans, 2)."""
 
 
 class TokenScorer(SpanScorer):
     """A score that is a sum over tokens, so that it is additive when spans are joined."""
 
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         first, last = int(bounds[:, 0].min()), int(bounds[:, 1].max())
         return _reduce(np.add, self._token_scores(index, query, first, last), bounds - first)
 
     @abstractmethod
-    def _token_scores(self, index: TraceIndex, query: Ids, first: int, last: int) -> Scores:
+    def _token_scores(self, index: Engine, query: Ids, first: int, last: int) -> Scores:
         """The score of each of `query[first:last]`, shape (last - first,)."""
 
 
@@ -178,7 +181,10 @@ class _UnigramScorer(SpanScorer):
         _check_smoothing(smoothing)
         self.smoothing: Smoothing = smoothing
 
-    def _surprisals(self, index: TraceIndex, query: Ids) -> Scores:
+    def _surprisals(self, index: Engine, query: Ids) -> Scores:
+        if self.smoothing == "laplace":  # an engine of others may look ids up, and not have them all
+            _check_collection(index, "The index")
+            return np.asarray(index.surprisal[query])
         return unigram_surprisal(index, self.smoothing)[query]
 
 
@@ -205,7 +211,7 @@ class RawBCI(TokenScorer, _UnigramScorer):
 
     source = "arXiv 2508.02063, as reported by readers of the full text"
 
-    def _token_scores(self, index: TraceIndex, query: Ids, first: int, last: int) -> Scores:
+    def _token_scores(self, index: Engine, query: Ids, first: int, last: int) -> Scores:
         return self._surprisals(index, query[first:last])
 
 
@@ -214,7 +220,7 @@ class DensityBCI(_UnigramScorer):
 
     source = "the public code of arXiv 2508.02063, there called density"
 
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         sums = _reduce(np.add, self._surprisals(index, query), bounds)
         return np.asarray(sums / (bounds[:, 1] - bounds[:, 0]), dtype=np.float64)
 
@@ -228,7 +234,7 @@ class PriorKL(_UnigramScorer):
 
     source = "the public code of arXiv 2508.02063; the paper is reported to relate BCI to a KL divergence"
 
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         surprisals = self._surprisals(index, query)
         scores = np.empty(len(bounds))
         for i, (start, end) in enumerate(bounds.tolist()):
@@ -243,7 +249,7 @@ class MaxTokenRisk(_UnigramScorer):
 
     source = "the public code of arXiv 2508.02063, there called max_token_risk"
 
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         return _reduce(np.maximum, self._surprisals(index, query), bounds)
 
 
@@ -261,7 +267,7 @@ class Membership(SpanScorer):
         _check_length(min_length, "min_length")
         self.min_length = min_length
 
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         long = bounds[:, 1] - bounds[:, 0] >= self.min_length
         held = [bool(index.count(query[start:end])) for start, end in bounds.tolist()]
         return np.asarray(long & np.array(held), dtype=np.float64)
@@ -278,7 +284,7 @@ class SpanLength(SpanScorer):
     source = "ours"
     by_span = True
 
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         return np.asarray(bounds[:, 1] - bounds[:, 0], dtype=np.float64)
 
 
@@ -318,7 +324,7 @@ class LongestMatchBCI(TokenScorer):
         _check_positive(strength, "strength")
         self.strength = float(strength)
 
-    def _token_scores(self, index: TraceIndex, query: Ids, first: int, last: int) -> Scores:
+    def _token_scores(self, index: Engine, query: Ids, first: int, last: int) -> Scores:
         prior = self.strength * np.exp(-index.surprisal[query])  # (n,)
         scores = np.empty(last - first)
         for j in range(first, last):
@@ -358,7 +364,7 @@ class LikelihoodRatioBCI(TokenScorer):
     source = "ours, after Moore and Lewis (ACL 2010)"
     by_span = True
 
-    def __init__(self, unsafe_index: TraceIndex, other_index: TraceIndex, alpha: float = 1.0) -> None:
+    def __init__(self, unsafe_index: Engine, other_index: Engine, alpha: float = 1.0) -> None:
         for given, name in (
             (unsafe_index, "The unsafe collection"),
             (other_index, "The collection to compare with"),
@@ -371,11 +377,11 @@ class LikelihoodRatioBCI(TokenScorer):
         self._unsafe_index = unsafe_index
         self._ratio = self._log_probabilities(unsafe_index) - self._log_probabilities(other_index)  # (V,)
 
-    def _log_probabilities(self, index: TraceIndex) -> Scores:
+    def _log_probabilities(self, index: Engine) -> Scores:
         total = index.n_tokens + self.alpha * index.vocab_size
         return np.asarray(np.log(_counts(index) + self.alpha) - math.log(total), dtype=np.float64)
 
-    def _token_scores(self, index: TraceIndex, query: Ids, first: int, last: int) -> Scores:
+    def _token_scores(self, index: Engine, query: Ids, first: int, last: int) -> Scores:
         _check_same_tokens(index, self._unsafe_index)
         return np.asarray(self._ratio[query[first:last]], dtype=np.float64)
 
@@ -411,7 +417,7 @@ class ConflictBCI(SpanScorer):
     source = "ours"
     by_span = True
 
-    def __init__(self, rules: TraceIndex, *, min_length: int = 4, quote_length: int | None = None) -> None:
+    def __init__(self, rules: Engine, *, min_length: int = 4, quote_length: int | None = None) -> None:
         _check_index(rules, "The collection of rules")
         _check_collection(rules, "The collection of rules")
         _check_length(min_length, "min_length")
@@ -423,9 +429,9 @@ class ConflictBCI(SpanScorer):
                 mend="raise quote_length, or pass None to keep documents that quote a rule",
             )
         self.rules, self.min_length, self.quote_length = rules, min_length, quote_length
-        self._conflicts: WeakKeyDictionary[TraceIndex, dict[str, float]] = WeakKeyDictionary()
+        self._conflicts: WeakKeyDictionary[Engine, dict[str, float]] = WeakKeyDictionary()
 
-    def _score(self, index: TraceIndex, query: Ids, bounds: Ids) -> Scores:
+    def _score(self, index: Engine, query: Ids, bounds: Ids) -> Scores:
         _check_same_tokens(index, self.rules)
         known = self._conflicts.setdefault(index, {})
         scores = np.zeros(len(bounds))
@@ -438,7 +444,7 @@ class ConflictBCI(SpanScorer):
             scores[i] = math.fsum(kept) / len(kept) if kept else 0.0
         return scores
 
-    def _conflict(self, index: TraceIndex, document_id: str) -> float:
+    def _conflict(self, index: Engine, document_id: str) -> float:
         """The conflict of one document with the rules; NaN if it restates one."""
         ids = index.document_tokens(document_id)
         shared = self.rules.spans(ids, min_length=self.min_length)
@@ -493,7 +499,7 @@ class MemorisationLift(TokenScorer):
             scorer._known[query.tobytes()] = values
         return scorers
 
-    def _token_scores(self, index: TraceIndex, query: Ids, first: int, last: int) -> Scores:
+    def _token_scores(self, index: Engine, query: Ids, first: int, last: int) -> Scores:
         _check_tokenizer(index, self.model.tokenizer)
         key = query.tobytes()
         if key not in self._known:
@@ -533,7 +539,7 @@ def _model_log_probs(model: LanguageModel, prompts: Sequence[str], queries: Sequ
 
 
 def candidate_spans(
-    index: TraceIndex, ids: ArrayLike, *, min_length: int, max_count: int | None, window: int | None
+    index: Engine, ids: ArrayLike, *, min_length: int, max_count: int | None, window: int | None
 ) -> list[Span]:
     """The spans of a text that are scored, from left to right.
 
@@ -561,7 +567,7 @@ def candidate_spans(
 
 
 def max_bci(
-    index: TraceIndex,
+    index: Engine,
     ids: ArrayLike,
     scorer: Scorer,
     *,
@@ -588,7 +594,7 @@ def max_bci(
     return float(score_all(scorer, index, ids, spans).max(initial=-math.inf))
 
 
-def score_all(scorer: Scorer, index: TraceIndex, ids: ArrayLike, spans: Sequence[Span]) -> Scores:
+def score_all(scorer: Scorer, index: Engine, ids: ArrayLike, spans: Sequence[Span]) -> Scores:
     """The score of each span of one text, shape (spans,), by any scorer."""
     if isinstance(scorer, SpanScorer):
         return scorer.score_spans(index, ids, spans)
@@ -600,20 +606,20 @@ def score_all(scorer: Scorer, index: TraceIndex, ids: ArrayLike, spans: Sequence
 
 
 def _check_index(given: object, name: str) -> None:
-    if not isinstance(given, TraceIndex):
+    if not isinstance(given, Engine):
         raise ParameterError(
             f"{name} is missing.",
             given=repr(given)[:80],
-            expected="a TraceIndex",
+            expected="a TraceIndex or another engine",
             mend="build one with TraceIndex.build(documents, tokenizer, path)",
         )
 
 
-def _check_collection(index: TraceIndex, what: str) -> None:
+def _check_collection(index: Engine, what: str) -> None:
     if index.n_tokens == 0:
         raise ParameterError(
             f"{what} holds no text.",
-            given=f"{index.n_documents} documents with 0 tokens in all",
+            given=f"{index!r}",
             expected="at least one document with at least one token",
             mend="check which documents were selected",
         )
@@ -665,7 +671,7 @@ def _check_length(value: int, name: str) -> int:
     return int(value)
 
 
-def _check_same_tokens(index: TraceIndex, other: TraceIndex) -> None:
+def _check_same_tokens(index: Engine, other: Engine) -> None:
     hashes = {index.tokenizer_hash, other.tokenizer_hash} - {None}
     if index.vocab_size != other.vocab_size or len(hashes) > 1:
         raise VocabularyError(
@@ -677,7 +683,7 @@ def _check_same_tokens(index: TraceIndex, other: TraceIndex) -> None:
 
 
 @lru_cache(maxsize=16)
-def _check_tokenizer(index: TraceIndex, tokenizer: Any) -> None:
+def _check_tokenizer(index: Engine, tokenizer: Any) -> None:
     index.check_tokenizer(tokenizer)  # hashing a tokenizer takes longer than scoring a text
 
 

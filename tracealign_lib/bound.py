@@ -39,7 +39,8 @@ from scipy.stats import beta
 
 from tracealign_lib.errors import ParameterError
 from tracealign_lib.index import TraceIndex
-from tracealign_lib.ngram import Floats, Ids, NGramModel, check_integer, check_positive, check_rows
+from tracealign_lib.ngram import Floats, Ids, NGramModel, check_positive, check_rows
+from tracealign_lib.queries import check_integer
 
 KAPPAS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)  # nats
 FIRST_TERMS = (0.003, 0.01, 0.03, 0.1, 0.3)  # probabilities

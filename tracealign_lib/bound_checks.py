@@ -32,8 +32,9 @@ from tracealign_lib.bound import (
 )
 from tracealign_lib.errors import ParameterError, VocabularyError
 from tracealign_lib.lm import LanguageModel
-from tracealign_lib.ngram import Floats, Ids, NGramModel, check_integer, check_positive, check_rows
+from tracealign_lib.ngram import Floats, Ids, NGramModel, check_positive, check_rows
 from tracealign_lib.progress import progress
+from tracealign_lib.queries import check_integer
 from tracealign_lib.stats import Interval
 from tracealign_lib.world import Item
 

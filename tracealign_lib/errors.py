@@ -56,6 +56,10 @@ class IndexFormatError(TraceAlignError):
     """A folder is not an index of this version, or it is damaged."""
 
 
+class BusyError(TraceAlignError):
+    """Another process is writing what was asked for."""
+
+
 class CacheError(TraceAlignError):
     """A cached stage is damaged, foreign, or cannot be written."""
 

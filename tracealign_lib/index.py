@@ -9,7 +9,6 @@ What an index looks like on disk is told in `index_format`.
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,19 @@ from numpy.typing import ArrayLike, NDArray
 from tracealign_lib import index_format, suffix_array, suffix_array_numpy
 from tracealign_lib.compiled import HAS_NUMBA
 from tracealign_lib.documents import Document, check_documents
-from tracealign_lib.errors import CorpusError, ModelError, ParameterError, VocabularyError
+from tracealign_lib.engine import (
+    PLAIN,
+    Engine,
+    Occurrence,
+    Source,
+    Span,
+    is_utf8,
+    laplace_surprisal,
+)
+from tracealign_lib.errors import CorpusError, ParameterError
 from tracealign_lib.index_format import StoredIndex, Texts, hash_tokenizer
 from tracealign_lib.progress import progress
+from tracealign_lib.queries import check_ids, check_integer
 from tracealign_lib.suffix_array import Ids
 
 # `Ids` and `hash_tokenizer` are defined elsewhere, but belong to what a caller of an index needs.
@@ -34,23 +43,6 @@ __all__ = ["Ids", "Interval", "Occurrence", "Source", "Span", "TraceIndex", "has
 
 _search: ModuleType = suffix_array if HAS_NUMBA else suffix_array_numpy
 _ENCODE_BATCH = 256
-# Calls of a tokenizer: nothing added, nothing cut off, and no warning about a length.
-_PLAIN: dict[str, Any] = {
-    "add_special_tokens": False,
-    "truncation": False,
-    "padding": False,
-    "return_attention_mask": False,
-    "return_token_type_ids": False,
-    "verbose": False,
-}
-
-
-class Span(NamedTuple):
-    """Query tokens `[start, end)` that the corpus holds `count` times."""
-
-    start: int
-    end: int
-    count: int  # type: ignore[assignment]
 
 
 class Interval(NamedTuple):
@@ -65,26 +57,7 @@ class Interval(NamedTuple):
     length: int
 
 
-class Occurrence(NamedTuple):
-    """Where a span stands: a document, and its distance in tokens from the document's start."""
-
-    document_id: str
-    offset: int
-
-
-class Source(NamedTuple):
-    """A document that covers part of a query.
-
-    `score` is the unigram surprisal of the covered query tokens, in nats; `covered` lists the
-    covered query intervals `(start, end)`, sorted, disjoint, and as long as they can be.
-    """
-
-    document_id: str
-    score: float
-    covered: tuple[tuple[int, int], ...]
-
-
-class TraceIndex:
+class TraceIndex(Engine):
     """An exact, memory-mapped index over the tokens of a training corpus.
 
     Make one with `TraceIndex.build`, `TraceIndex.build_tokens` or `TraceIndex.open`. Queries are
@@ -100,8 +73,6 @@ class TraceIndex:
         Ids run from 0 to `vocab_size - 1`.
     n_tokens, n_documents:
         Size of the corpus; separators are not counted.
-    tokenizer_hash:
-        See `hash_tokenizer`; None when the index was built from token ids.
     arrays:
         The memory-mapped `CorpusArrays`, for compiled code that searches by itself; read-only.
 
@@ -158,15 +129,17 @@ class TraceIndex:
             The tokenizer is not a fast one, or changes when it is saved and loaded.
         ParameterError
             `path` holds something that is not an index.
+        BusyError
+            Another process is building there.
         """
         checked = check_documents(documents)
         fingerprint = hash_tokenizer(tokenizer)
-        target = index_format.check_target(path)
-        records = [index_format.encode_record(document) for document in checked]
-        encoded = _encode(tokenizer, checked)
-        arrays = suffix_array.sort_corpus(encoded, vocab_size=1 + max(tokenizer.get_vocab().values()))
-        names = [document.id for document in checked]
-        index_format.write_index(target, arrays, names, Texts(records, tokenizer, fingerprint))
+        with index_format.building(path) as target:
+            records = [index_format.encode_record(document) for document in checked]
+            encoded = _encode(tokenizer, checked)
+            arrays = suffix_array.sort_corpus(encoded, vocab_size=1 + max(tokenizer.get_vocab().values()))
+            names = [document.id for document in checked]
+            index_format.write_index(target, arrays, names, Texts(records, tokenizer, fingerprint))
         return cls.open(path)
 
     @classmethod
@@ -197,13 +170,15 @@ class TraceIndex:
             Ids outside the vocabulary, not integers, or not one-dimensional.
         ParameterError
             `vocab_size` is not between 1 and 2^32 - 1, or `path` holds something that is not an index.
+        BusyError
+            Another process is building there.
         """
-        vocab_size = _check_integer(vocab_size, "vocab_size", at_most=2**32 - 1)
-        target = index_format.check_target(path)
-        checked = (_check_ids(ids, vocab_size, f"document {i}", copy=False) for i, ids in enumerate(arrays))
-        stream, starts = suffix_array.lay_out(checked, vocab_size)
-        names = _check_names(document_ids, len(starts) - 1)
-        index_format.write_index(target, suffix_array.sort_stream(stream, starts, vocab_size), names)
+        vocab_size = check_integer(vocab_size, "vocab_size", at_most=2**32 - 1)
+        checked = (check_ids(ids, vocab_size, f"document {i}", copy=False) for i, ids in enumerate(arrays))
+        with index_format.building(path) as target:
+            stream, starts = suffix_array.lay_out(checked, vocab_size)
+            names = _check_names(document_ids, len(starts) - 1)
+            index_format.write_index(target, suffix_array.sort_stream(stream, starts, vocab_size), names)
         return cls.open(path)
 
     @classmethod
@@ -251,52 +226,6 @@ class TraceIndex:
             return None
         return index_format.load_tokenizer(self.path, self.tokenizer_hash)
 
-    def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raise `VocabularyError` unless `tokenizer` is the one that the corpus was encoded with."""
-        found = hash_tokenizer(tokenizer)
-        if found != self.tokenizer_hash:
-            raise VocabularyError(
-                "The tokenizer is not the one of the index.",
-                given=f"a tokenizer with hash {found}",
-                expected=f"hash {self.tokenizer_hash or '(none: the index was built from token ids)'}",
-                mend="use index.tokenizer, or build the index again with this tokenizer",
-            )
-
-    def encode(self, text: str) -> Ids:
-        """Token ids of `text`, shape (n,): no special tokens are added, nothing is cut off."""
-        return self.encode_with_offsets(text)[0]
-
-    def encode_with_offsets(self, text: str) -> tuple[Ids, Ids]:
-        """Token ids of `text`, shape (n,), and the characters `[start, end)` of each, shape (n, 2).
-
-        A character whose bytes fall into several tokens belongs to each of them.
-
-        Raises
-        ------
-        ModelError
-            The index was built from token ids and holds no tokenizer.
-        ParameterError
-            `text` is not a string, or holds lone surrogates, which no encoding can represent.
-        """
-        if self.tokenizer is None:
-            raise ModelError(
-                "The index holds no tokenizer.",
-                given=str(self.path),
-                expected="an index made by TraceIndex.build",
-                mend="encode the text yourself and pass ids, or build the index from documents",
-            )
-        if not isinstance(text, str) or not _is_utf8(text):
-            raise ParameterError(
-                "The text cannot be encoded.",
-                given=repr(text)[:80],
-                expected="a string that can be written as UTF-8",
-                mend='replace lone surrogates: text.encode("utf-8", "replace").decode()',
-            )
-        encoding = self.tokenizer(text, return_offsets_mapping=True, **_PLAIN)
-        ids = np.array(encoding["input_ids"], dtype=np.int64)  # (n,)
-        offsets = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)  # (n, 2)
-        return ids, offsets
-
     @cached_property
     def document_ids(self) -> tuple[str, ...]:
         """The ids of all documents, in corpus order."""
@@ -312,6 +241,10 @@ class TraceIndex:
         if self.tokenizer is not None:
             for document_id in document_ids:
                 self.document(document_id)
+
+    def __contains__(self, document_id: object) -> bool:
+        """Whether the index holds a document of that id."""
+        return isinstance(document_id, str) and document_id in self._numbers
 
     def _number(self, document_id: str) -> int:
         number = self._numbers.get(document_id) if isinstance(document_id, str) else None
@@ -361,7 +294,7 @@ class TraceIndex:
         The empty sequence occurs before every token: it counts `n_tokens`, as in infini-gram, which
         keeps `count(x) >= count(xy)` true for all x and y.
         """
-        low, high = self._interval(_check_ids(ids, self.vocab_size, "query"))
+        low, high = self._interval(check_ids(ids, self.vocab_size, "query"))
         return high - low
 
     def spans(self, ids: ArrayLike, *, min_length: int = 1, max_count: int | None = None) -> list[Span]:
@@ -380,9 +313,9 @@ class TraceIndex:
         max_count:
             Maximal spans that occur more often are left out; the paper keeps `M(q) <= 3`.
         """
-        query = _check_ids(ids, self.vocab_size, "query")
-        min_length = _check_integer(min_length, "min_length")
-        most = self.n_tokens if max_count is None else _check_integer(max_count, "max_count")
+        query = check_ids(ids, self.vocab_size, "query")
+        min_length = check_integer(min_length, "min_length")
+        most = self.n_tokens if max_count is None else check_integer(max_count, "max_count")
         found = _search.find_maximal_spans(*self.arrays[:3], query, min_length)  # (spans, 3)
         return [Span(start, end, count) for start, end, count in found.tolist() if count <= most]
 
@@ -396,7 +329,7 @@ class TraceIndex:
     ) -> list[list[Span]]:
         """`spans` of many queries, on several cores at once (`threads`: as many as there are cores)."""
         texts = list(texts)
-        threads = _check_integer(threads or os.cpu_count() or 1, "threads")
+        threads = check_integer(threads or os.cpu_count() or 1, "threads")
         search = partial(self.spans, min_length=min_length, max_count=max_count)
         if threads == 1 or len(texts) < 2:
             return [search(ids) for ids in texts]
@@ -406,8 +339,8 @@ class TraceIndex:
 
     def locate(self, ids: ArrayLike, *, limit: int | None = 10) -> list[Occurrence]:
         """The first `limit` occurrences of `ids` in corpus order; all of them when `limit` is None."""
-        low, high = self._interval(_check_ids(ids, self.vocab_size, "query"))
-        limit = high - low if limit is None else _check_integer(limit, "limit")
+        low, high = self._interval(check_ids(ids, self.vocab_size, "query"))
+        limit = high - low if limit is None else check_integer(limit, "limit")
         places = self._places(low, high)
         if limit < len(places):
             places = np.partition(places, limit - 1)[:limit]
@@ -419,9 +352,14 @@ class TraceIndex:
             for number, offset in zip(numbers.tolist(), offsets.tolist(), strict=True)
         ]
 
+    def matches(self, ids: ArrayLike) -> Ids:
+        """Length of the longest match that starts at each token of `ids`, shape (n,)."""
+        query = check_ids(ids, self.vocab_size, "query")
+        return np.asarray(_search.find_matches(*self.arrays[:3], query))
+
     def longest_suffix(self, ids: ArrayLike) -> Interval:
         """The interval of the longest suffix of `ids` that the corpus holds; that of nothing may be it."""
-        query = _check_ids(ids, self.vocab_size, "query")
+        query = check_ids(ids, self.vocab_size, "query")
         return Interval(*map(int, _search.find_longest_suffix(*self.arrays[:3], query)))
 
     def extend(self, intervals: ArrayLike, tokens: ArrayLike) -> Ids:
@@ -447,7 +385,7 @@ class TraceIndex:
             The intervals are not of this index, or their shape does not fit that of the tokens.
         """
         kept, following = np.asarray(intervals), np.asarray(tokens)
-        ids = _check_ids(following.ravel(), self.vocab_size, "continuation")
+        ids = check_ids(following.ravel(), self.vocab_size, "continuation")
         if kept.shape != (*following.shape[:-1], 3) or not following.ndim or not self._are_mine(kept):
             raise ParameterError(
                 "The intervals cannot be extended.",
@@ -487,35 +425,6 @@ class TraceIndex:
         order = np.argsort(-counts[tokens], kind="stable")
         return tokens[order], np.asarray(counts[tokens[order]], dtype=np.int64)
 
-    def sources(self, ids: ArrayLike, *, min_length: int = 8, limit: int | None = 10) -> list[Source]:
-        """Documents ranked by how much of the query they cover.
-
-        A document covers query token `j` if some window of `min_length` consecutive query tokens that
-        contains `j` occurs in the document. Its score is the sum of `surprisal` over the covered
-        tokens (nats, to 9 decimals). Equal scores keep the order of the corpus.
-
-        Parameters
-        ----------
-        ids:
-            Token ids, shape (n,); fewer than `min_length` have no source.
-        min_length:
-            Length of the window (tokens).
-        limit:
-            How many documents to return; None for all that cover anything.
-        """
-        query = _check_ids(ids, self.vocab_size, "query")
-        min_length = _check_integer(min_length, "min_length")
-        limit = self.n_documents if limit is None else _check_integer(limit, "limit")
-        total = np.concatenate([[0.0], np.cumsum(self.surprisal[query])])  # (n + 1,) nats up to each token
-        ranked: list[tuple[float, int, tuple[tuple[int, int], ...]]] = []
-        for number, windows in self._windows_by_document(query, min_length):
-            covered = suffix_array.merge_windows(windows, min_length)
-            score = sum(float(total[end] - total[start]) for start, end in covered)
-            # rounded, or the order of additions would decide between documents that tie
-            ranked.append((-round(score, 9), number, covered))
-        ranked.sort()
-        return [Source(self.document_ids[n], -negative, covered) for negative, n, covered in ranked[:limit]]
-
     @cached_property
     def surprisal(self) -> NDArray[np.float64]:
         """`-log p(t)` of each id, shape (vocab_size,), in nats.
@@ -523,10 +432,15 @@ class TraceIndex:
         `p` is the unigram probability over the indexed tokens with one added to each count, so ids
         that never occur are finite: `(count + 1) / (n_tokens + vocab_size)`.
         """
-        total = self.n_tokens + self.vocab_size
-        return np.asarray(np.log(total) - np.log(self.arrays.unigrams + 1.0), dtype=np.float64)
+        return laplace_surprisal(self.arrays.unigrams, self.n_tokens, self.vocab_size)
 
     # ------------------------------------------------------------------ parts of queries
+
+    def _holders(self, query: Ids, length: int) -> list[tuple[int, Ids]]:
+        return self.windows(query, length)
+
+    def _name(self, number: int) -> str:
+        return self.document_ids[number]
 
     def _interval(self, query: Ids) -> tuple[int, int]:
         low, high = _search.find_interval(*self.arrays[:3], query, 0, len(query))
@@ -540,8 +454,9 @@ class TraceIndex:
     def _documents_at(self, places: Ids) -> Ids:
         return np.searchsorted(self.arrays.starts, places, side="right").astype(np.int64) - 1
 
-    def _windows_by_document(self, query: Ids, length: int) -> list[tuple[int, Ids]]:
-        """Per document, the sorted starts of the query windows of `length` tokens that it holds."""
+    def windows(self, ids: ArrayLike, length: int) -> list[tuple[int, Ids]]:
+        """Number of each document that holds windows of `length` query tokens, and their sorted starts."""
+        query = check_ids(ids, self.vocab_size, "query")
         if len(query) < length:
             return []
         intervals = _search.find_windows(*self.arrays[:3], query, length)  # (windows, 2)
@@ -560,53 +475,9 @@ class TraceIndex:
 # ---------------------------------------------------------------------- checks of input
 
 
-def _check_ids(ids: ArrayLike, vocab_size: int, what: str, *, copy: bool = True) -> NDArray[Any]:
-    """`ids` as a fresh (n,) int64 array, or without `copy` as it is, after checking type, shape and range."""
-    expected = f"a one-dimensional sequence of integers from 0 to {vocab_size - 1}"
-    try:
-        array = np.asarray(ids)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise VocabularyError(
-            f"The {what} is not a sequence of token ids.",
-            given=f"{repr(ids)[:80]} ({error})",
-            expected=expected,
-            mend="pass token ids, for example index.encode(text)",
-        ) from error
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise VocabularyError(
-            f"The {what} is not a sequence of token ids.",
-            given=f"shape {array.shape}, dtype {array.dtype}: {repr(ids)[:80]}",
-            expected=expected,
-            mend="pass token ids, for example index.encode(text)",
-        )
-    if array.size and (array.min() < 0 or array.max() >= vocab_size):
-        position = int(np.flatnonzero((array < 0) | (array >= vocab_size))[0])
-        raise VocabularyError(
-            f"The {what} has an id outside the vocabulary.",
-            given=f"{array[position]} at position {position}",
-            expected=expected,
-            mend="encode with the tokenizer of the index (index.encode, index.check_tokenizer)",
-        )
-    # one dtype and layout: the search compiles once
-    return np.array(array, dtype=np.int64) if copy else array
-
-
-def _check_integer(value: Any, name: str, *, at_most: int | None = None) -> int:
-    expected = "an integer of at least 1" if at_most is None else f"an integer from 1 to {at_most}"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < 1 or (at_most is not None and number > at_most):
-        raise ParameterError(
-            f"{name} is out of range.", given=repr(value), expected=expected, mend=f"choose another {name}"
-        )
-    return number
-
-
 def _check_names(document_ids: Sequence[str] | None, n_documents: int) -> list[str]:
     names = [str(i) for i in range(n_documents)] if document_ids is None else list(document_ids)
-    if len(names) != n_documents or not all(isinstance(name, str) and _is_utf8(name) for name in names):
+    if len(names) != n_documents or not all(isinstance(name, str) and is_utf8(name) for name in names):
         raise CorpusError(
             "The document ids do not fit the documents.",
             given=f"{len(names)} ids, such as {names[:3]}, for {n_documents} documents",
@@ -617,19 +488,11 @@ def _check_names(document_ids: Sequence[str] | None, n_documents: int) -> list[s
     return names
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _encode(tokenizer: Any, documents: Sequence[Document]) -> Iterator[Ids]:
     """Token ids of each text; batches let the tokenizer use all cores and the bar move."""
     with progress(description="Encoding documents", total=len(documents), unit=" documents") as bar:
         for first in range(0, len(documents), _ENCODE_BATCH):
             texts = [document.text for document in documents[first : first + _ENCODE_BATCH]]
-            for ids in tokenizer(texts, **_PLAIN)["input_ids"]:
+            for ids in tokenizer(texts, **PLAIN)["input_ids"]:
                 yield np.array(ids, dtype=np.int64)
             bar.update(len(texts))

@@ -11,7 +11,7 @@ one is deleted. Each move is one rename, so whatever kills the process, `.old` i
 nothing stands in its place, `read_index` names it and says how to bring it back, and the next build
 brings it back before it writes anything. That build also deletes what processes that have ended left
 unfinished; a process of another machine counts as ended, so two machines must not build one path at
-the same time.
+the same time. Two processes of one machine cannot: a build holds the lock file `.<name>.lock`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ import os
 import re
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from tracealign_lib import files
 from tracealign_lib.documents import Document
-from tracealign_lib.errors import CorpusError, IndexFormatError, ModelError, ParameterError
+from tracealign_lib.errors import BusyError, CorpusError, IndexFormatError, ModelError, ParameterError
 from tracealign_lib.suffix_array import KEY_STEP, CorpusArrays, find_disorder, sample_keys
 
 MAGIC = "TraceIndex"
+SHARDED_MAGIC = "TraceIndex of shards"
 FORMAT_VERSION = 2
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+SHARD = re.compile(r"shard-\d{5}")
 _IDS = "document_ids.json"
-_TEXTS = "documents.jsonl"
+TEXTS = "documents.jsonl"
 _TOKENIZER = "tokenizer"
 # The dtypes that each array may have; a file of any other name or dtype is never read.
 _ARRAYS = {
@@ -54,7 +58,7 @@ _TEXT_ARRAYS = {"document_offsets.npy": ("<i8",)}
 _TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 _OPTIONAL_FILES = ("tokenizer/special_tokens_map.json", "tokenizer/chat_template.jinja")
 _CORE_FILES = (*_ARRAYS, _IDS)
-_TEXT_FILES = (_TEXTS, *_TEXT_ARRAYS, *_TOKENIZER_FILES)
+_TEXT_FILES = (TEXTS, *_TEXT_ARRAYS, *_TOKENIZER_FILES)
 _ALL_FILES = (*_CORE_FILES, *_TEXT_FILES, *_OPTIONAL_FILES)
 _REBUILD = "build the index again with TraceIndex.build, into the same path"
 
@@ -114,13 +118,44 @@ def hash_tokenizer(tokenizer: Any) -> str:
 # ---------------------------------------------------------------------- building
 
 
-def check_target(path: str | Path) -> Path:
-    """Where to build; refuses a folder that holds anything but an index."""
+@contextmanager
+def building(path: str | Path) -> Iterator[Path]:
+    """Where to build an index, for this process alone.
+
+    Raises
+    ------
+    ParameterError
+        The path holds anything but an index.
+    BusyError
+        Another process is building there.
+    """
     target = Path(path).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BusyError(
+            "Another process is building this index.",
+            given=str(target),
+            expected="one build of a path at a time",
+            mend="wait until it has ended, or choose another path",
+        ) from error
+    try:
+        _check_target(target)
+        yield target
+    finally:
+        with suppress(OSError):  # while it is held: who waits for it notices, and makes a new one
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _check_target(target: Path) -> None:
     if target.is_dir():
-        entries = {entry.name for entry in target.iterdir()}
-        known = {_MANIFEST, _TOKENIZER, *_CORE_FILES, *_TEXT_FILES}
-        free = not entries or (entries <= known and _magic(target) == MAGIC)
+        known = {MANIFEST, _TOKENIZER, *_CORE_FILES, *_TEXT_FILES}
+        entries = {entry.name for entry in target.iterdir() if not SHARD.fullmatch(entry.name)}
+        empty = next(target.iterdir(), None) is None
+        free = empty or (entries <= known and magic_of(target) in (MAGIC, SHARDED_MAGIC))
     else:
         free = not target.exists()
     if not free:
@@ -130,12 +165,12 @@ def check_target(path: str | Path) -> Path:
             expected="a new folder, or an index that may be replaced",
             mend="choose another path, or move away what is there",
         )
-    return target
 
 
-def _magic(folder: Path) -> object:
+def magic_of(folder: Path) -> object:
+    """The kind of index in a folder, as its manifest tells; None where it has none."""
     try:
-        content = json.loads((folder / _MANIFEST).read_bytes())
+        content = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return content.get("magic") if isinstance(content, dict) else None
@@ -158,7 +193,7 @@ def encode_record(document: Document) -> bytes:
 
 
 def write_index(target: Path, arrays: CorpusArrays, names: list[str], texts: Texts | None = None) -> None:
-    """Write a whole index and put it in the place of `target`, which `check_target` has returned.
+    """Write a whole index and put it in the place of `target`, which `building` has given.
 
     An error or an interruption leaves `target` as it was, and nothing beside it.
 
@@ -167,23 +202,29 @@ def write_index(target: Path, arrays: CorpusArrays, names: list[str], texts: Tex
     ModelError
         The tokenizer changes when it is saved and loaded.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(target)
-    stem = f".{target.name}.{os.getpid()}-{time.time_ns()}"
-    partial, old = target.with_name(f"{stem}.partial"), target.with_name(f"{stem}.old")
+    clear_leftovers(target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{time.time_ns()}.partial")
     try:
         partial.mkdir()
         _write_files(partial, arrays, names, texts)
+        put_in_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(folder: Path, target: Path) -> None:
+    """Move a complete index to `target`, whose older index is deleted once the new one stands there."""
+    old = target.with_name(f".{target.name}.{os.getpid()}-{time.time_ns()}.old")
+    try:
         if target.exists():
             os.replace(target, old)
-        os.replace(partial, target)
+        os.replace(folder, target)
         files.sync(target.parent)
     except BaseException:
         if old.exists() and not target.exists():
             os.replace(old, target)
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         if target.exists():
             _discard(old)
 
@@ -193,7 +234,7 @@ def _write_files(folder: Path, arrays: CorpusArrays, names: list[str], texts: Te
         np.save(folder / name, array, allow_pickle=False)
     (folder / _IDS).write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     if texts is not None:
-        (folder / _TEXTS).write_bytes(b"".join(texts.records))
+        (folder / TEXTS).write_bytes(b"".join(texts.records))
         offsets = np.cumsum([0, *map(len, texts.records)], dtype="<i8")
         np.save(folder / "document_offsets.npy", offsets, allow_pickle=False)
         _save_tokenizer(texts, folder / _TOKENIZER)
@@ -237,10 +278,10 @@ def _write_manifest(folder: Path, arrays: CorpusArrays, fingerprint: str | None)
         "dtypes": dtypes if fingerprint is None else {**dtypes, "document_offsets.npy": "<i8"},
         "files": files.seal(folder),
     }
-    files.write_atomically(folder / _MANIFEST, json.dumps(content, indent=2))
+    files.write_atomically(folder / MANIFEST, json.dumps(content, indent=2))
 
 
-def _clear_leftovers(target: Path) -> None:
+def clear_leftovers(target: Path) -> None:
     """Undo what killed builds of `target` left: bring the older index back, delete the rest."""
     for path, process, started in _leftovers(target):
         if not _has_ended(process, started):
@@ -300,7 +341,7 @@ def read_index(folder: Path, *, full: bool) -> StoredIndex:
     IndexFormatError
         The folder is missing, set aside, foreign, of another version, or damaged.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if full:
         _check_hashes(folder, manifest)
     arrays = _load_arrays(folder, manifest)
@@ -323,11 +364,11 @@ def parse_names(raw: bytes, n_documents: int, folder: Path) -> tuple[str, ...]:
 
 def parse_document(raw: bytes, number: int, document_id: str, folder: Path) -> Document:
     """The document from its record, which must be the one of `document_id`."""
-    record = _parse(raw, folder, f"{_TEXTS}, record {number}")
+    record = _parse(raw, folder, f"{TEXTS}, record {number}")
     fields = {"id": str, "text": str, "meta": dict}
     sound = isinstance(record, dict) and all(isinstance(record.get(f), t) for f, t in fields.items())
     if not sound or record["id"] != document_id:
-        raise damaged(folder, f"{_TEXTS}, record {number} is not document {document_id!r}")
+        raise damaged(folder, f"{TEXTS}, record {number} is not document {document_id!r}")
     return Document(id=record["id"], text=record["text"], meta=record["meta"])
 
 
@@ -360,7 +401,11 @@ def _parse(raw: bytes, folder: Path, what: str) -> Any:
 def _absent(folder: Path) -> IndexFormatError:
     """The error for a folder without a manifest, which a killed build may have set aside."""
     place = folder.resolve()
-    aside = [path for path, *_ in _leftovers(place) if path.suffix == ".old" and _magic(path) == MAGIC]
+    aside = [
+        path
+        for path, *_ in _leftovers(place)
+        if path.suffix == ".old" and magic_of(path) in (MAGIC, SHARDED_MAGIC)
+    ]
     if aside and not place.exists():
         return IndexFormatError(
             "A build was stopped while it replaced this index.",
@@ -370,23 +415,34 @@ def _absent(folder: Path) -> IndexFormatError:
         )
     return IndexFormatError(
         "There is no index here.",
-        given=f"{folder}: {'no ' + _MANIFEST if folder.is_dir() else 'no such folder'}",
+        given=f"{folder}: {'no ' + MANIFEST if folder.is_dir() else 'no such folder'}",
         expected="a folder made by TraceIndex.build",
         mend="check the path, or build the index",
     )
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    if not (folder / _MANIFEST).is_file():
+def read_content(folder: Path, magic: str) -> dict[str, Any]:
+    """What the manifest of a folder holds beside its `magic`."""
+    if not (folder / MANIFEST).is_file():
         raise _absent(folder)
-    content = _parse(_map_bytes(folder, _MANIFEST).tobytes(), folder, _MANIFEST)
-    if not isinstance(content, dict) or content.pop("magic", None) != MAGIC:
+    content = _parse(_map_bytes(folder, MANIFEST).tobytes(), folder, MANIFEST)
+    found = content.pop("magic", None) if isinstance(content, dict) else None
+    if found != magic:
+        known = f"an index of another kind: {found}" if found in (MAGIC, SHARDED_MAGIC) else "something else"
         raise IndexFormatError(
-            "The folder is not a TraceIndex.",
-            given=f"{folder}: {_MANIFEST} of something else",
-            expected=f'"magic": "{MAGIC}"',
-            mend="check the path; the folder belongs to another program",
+            f"The folder is not a {magic}.",
+            given=f"{folder}: {MANIFEST} of {known}",
+            expected=f'"magic": "{magic}"',
+            mend="open it with open_index"
+            if found in (MAGIC, SHARDED_MAGIC)
+            else "check the path; the folder belongs to another program",
         )
+    return dict(content)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an index, after checking it and the sizes of the files."""
+    content = read_content(folder, MAGIC)
     version, order = content.pop("version", None), content.pop("byte_order", None)
     if version != FORMAT_VERSION or isinstance(version, bool) or order != "little":
         raise IndexFormatError(
@@ -403,28 +459,28 @@ def _read_manifest(folder: Path) -> Manifest:
 def _check_manifest(content: dict[str, Any], folder: Path) -> Manifest:
     """The manifest's fields, after checking that they are all there and of the right type."""
     if set(content) != set(Manifest._fields):
-        raise damaged(folder, f"{_MANIFEST} has fields {sorted(content)}")
+        raise damaged(folder, f"{MANIFEST} has fields {sorted(content)}")
     manifest = Manifest(**content)
     bounds = {"vocab_size": (1, 2**32), "n_tokens": (0, 2**62), "n_documents": (1, 2**62)}
     for field, (least, end) in bounds.items():
         if type(content[field]) is not int or not least <= content[field] < end:
-            raise damaged(folder, f"{_MANIFEST}: {field} is {content[field]!r}")
+            raise damaged(folder, f"{MANIFEST}: {field} is {content[field]!r}")
     fingerprint = manifest.tokenizer_hash
     if fingerprint is not None and not isinstance(fingerprint, str):
-        raise damaged(folder, f"{_MANIFEST}: tokenizer_hash is {fingerprint!r}")
+        raise damaged(folder, f"{MANIFEST}: tokenizer_hash is {fingerprint!r}")
     dtypes = _ARRAYS if fingerprint is None else {**_ARRAYS, **_TEXT_ARRAYS}
     given = manifest.dtypes
     if not isinstance(given, dict) or set(given) != set(dtypes):
-        raise damaged(folder, f"{_MANIFEST}: dtypes is {given!r}")
+        raise damaged(folder, f"{MANIFEST}: dtypes is {given!r}")
     for name, allowed in dtypes.items():
         if given[name] not in allowed:
-            raise damaged(folder, f"{_MANIFEST}: {name} has dtype {given[name]!r}, not one of {allowed}")
+            raise damaged(folder, f"{MANIFEST}: {name} has dtype {given[name]!r}, not one of {allowed}")
     required = {*_CORE_FILES} if fingerprint is None else {*_CORE_FILES, *_TEXT_FILES}
     optional = () if fingerprint is None else _OPTIONAL_FILES
     if not isinstance(manifest.files, dict) or not required <= set(manifest.files) <= required.union(
         optional
     ):
-        raise damaged(folder, f"{_MANIFEST}: files are not {sorted(required)}")
+        raise damaged(folder, f"{MANIFEST}: files are not {sorted(required)}")
     return manifest
 
 
@@ -434,7 +490,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             continue
         entry = manifest.files[name]
         if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
-            raise damaged(folder, f"{_MANIFEST}: the entry of {name} is {entry!r}")
+            raise damaged(folder, f"{MANIFEST}: the entry of {name} is {entry!r}")
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
@@ -486,9 +542,9 @@ def _load_texts(folder: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], ND
     if manifest.tokenizer_hash is None:
         return None
     offsets = _load_array(folder, "document_offsets.npy", manifest, manifest.n_documents + 1)
-    if offsets[0] != 0 or offsets[-1] != manifest.files[_TEXTS]["size"] or (np.diff(offsets) < 1).any():
+    if offsets[0] != 0 or offsets[-1] != manifest.files[TEXTS]["size"] or (np.diff(offsets) < 1).any():
         raise damaged(folder, "document_offsets.npy does not divide the documents")
-    return _map_bytes(folder, _TEXTS), offsets
+    return _map_bytes(folder, TEXTS), offsets
 
 
 def _map_bytes(folder: Path, name: str) -> NDArray[np.uint8]:

@@ -7,7 +7,6 @@ span, the expected number of windows in a sampled text, and samples from the ver
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from tracealign_lib.errors import ParameterError, VocabularyError
+from tracealign_lib.queries import check_ids, check_integer
 
 MAX_STATES = 5_000_000
 
@@ -216,22 +216,6 @@ def _look_up(keys: Ids, counts: Ids, wanted: Ids) -> Ids:
 # --- checks of input, also those of a bound ------------------------------------------------------
 
 
-def check_integer(value: Any, name: str, *, at_least: int) -> int:
-    """`value` as an integer; `ParameterError` with its `name` if it is none or too small."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = at_least - 1
-    if isinstance(value, bool) or number < at_least:
-        raise ParameterError(
-            f"{name} is out of range.",
-            given=repr(value),
-            expected=f"an integer of at least {at_least}",
-            mend=f"choose another {name}",
-        )
-    return number
-
-
 def check_positive(value: float, name: str) -> float:
     """`value` as a float; `ParameterError` with its `name` unless it is finite and above 0."""
     if not (isinstance(value, int | float | np.floating) and 0 < value < math.inf):
@@ -239,19 +223,6 @@ def check_positive(value: float, name: str) -> float:
             f"{name} is not positive.", given=repr(value), expected="a finite number above 0", mend="raise it"
         )
     return float(value)
-
-
-def check_ids(ids: ArrayLike, vocab_size: int, what: str) -> Ids:
-    """Token ids as (n,) int64, n = 0 allowed; `VocabularyError` names `what` they are if they are none."""
-    array = np.asarray(ids)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise VocabularyError(
-            f"The {what} is not a sequence of token ids.",
-            given=f"shape {array.shape}, dtype {array.dtype}",
-            expected="a one-dimensional sequence of integers",
-            mend="pass token ids",
-        )
-    return _in_vocabulary(array, vocab_size, what)
 
 
 def check_rows(ids: ArrayLike, vocab_size: int) -> Ids:

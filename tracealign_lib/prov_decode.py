@@ -40,6 +40,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from tracealign_lib import bci
 from tracealign_lib.bci import Scorer
 from tracealign_lib.compiled import compiled
+from tracealign_lib.engine import Engine
 from tracealign_lib.errors import ModelError, ParameterError, VocabularyError
 from tracealign_lib.guard import MODES, generation_mode
 from tracealign_lib.index import Ids, Span, TraceIndex
@@ -140,6 +141,13 @@ class ProvDecode(LogitsProcessor):  # type: ignore[misc]
         tokenizer: Any = None,
         end_ids: Sequence[int] | None = None,
     ) -> None:
+        if isinstance(index, Engine) and not isinstance(index, TraceIndex):
+            raise ParameterError(
+                "Prov-Decode needs the arrays of an index on this machine.",
+                given=repr(index),
+                expected="a TraceIndex",
+                mend="build one of the documents that matter, or shield the answers instead",
+            )
         # the shield's checks are the same, and so is its verdict on the refusal
         self._shield = TraceShield(index, scorer, threshold, min_length=min_length, max_count=max_count)
         _check_choice("trigger", trigger, get_args(Trigger))

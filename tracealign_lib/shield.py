@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from tracealign_lib.bci import Scorer, Scores, candidate_spans, score_all
 from tracealign_lib.calibration import EVERY_SPAN, calibrated_threshold, group_thresholds
+from tracealign_lib.engine import Engine
 from tracealign_lib.errors import ParameterError
-from tracealign_lib.index import Ids, Span, TraceIndex
+from tracealign_lib.index import Ids, Span
 from tracealign_lib.progress import progress
 from tracealign_lib.tracing import Trace, TracedSource, trace, without_surrogates
 
@@ -216,7 +217,7 @@ class Verdict(Decision):
     threshold: float
     min_length: int
     max_count: int | None
-    index: TraceIndex = field(compare=False)
+    index: Engine = field(compare=False)
 
     @cached_property
     def trace(self) -> Trace:
@@ -272,7 +273,7 @@ class TraceShield(CompletionFilter[Verdict]):
 
     def __init__(
         self,
-        index: TraceIndex,
+        index: Engine,
         scorer: Scorer,
         threshold: float | Mapping[Hashable, float],
         *,
@@ -397,7 +398,7 @@ class _Judged:
         return [s.score for s in self._scored if span.start <= s.start and s.end <= span.end]
 
 
-def encode(index: TraceIndex, text: str) -> tuple[Ids, Ids]:
+def encode(index: Engine, text: str) -> tuple[Ids, Ids]:
     """`index.encode_with_offsets` of a text in which a lone surrogate matches nothing."""
     return index.encode_with_offsets(without_surrogates(text))
 
@@ -420,7 +421,7 @@ def _reason(score: float, threshold: float) -> str:
 
 def _check_parts(index: object, scorer: object) -> None:
     for name, value, right, expected in (
-        ("index", index, isinstance(index, TraceIndex), "a TraceIndex"),
+        ("index", index, isinstance(index, Engine), "a TraceIndex or another engine"),
         ("scorer", scorer, callable(scorer) and not isinstance(scorer, type), "a scorer, such as RawBCI()"),
     ):
         if not right:

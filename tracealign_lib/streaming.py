@@ -15,6 +15,7 @@ holds for every scorer that reads nothing after the span it scores; those of `bc
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from tracealign_lib.bci import (
     candidate_spans,
 )
 from tracealign_lib.errors import ParameterError
-from tracealign_lib.index import Ids, Interval, Span
+from tracealign_lib.index import Ids, Span
 from tracealign_lib.shield import TraceShield, Verdict, encode
 
 GROWING: tuple[type, ...] = (LongestMatchBCI, MaxTokenRisk, Membership, RawBCI, SpanLength)
@@ -62,7 +63,6 @@ class TokenStream:
         self._growing = isinstance(shield.scorer, GROWING)
         self._ids: list[int] = []
         self._run = 0  # where the longest indexed suffix starts
-        self._held: Ids | Interval = shield.index.longest_suffix([])  # its interval
         self._safe = 0  # tokens that no span to come can hold, all judged
         self._released = 0
         self._ended = False
@@ -109,14 +109,14 @@ class TokenStream:
         return self.shield.check(self._ids, group=self.group)
 
     def _read(self, token: int) -> None:
-        index, window = self.shield.index, self.shield.window
+        count, window = self.shield.index.count, self.shield.window
         self._ids.append(token)
         n = len(self._ids)
-        self._held = index.extend(self._held, [token])[0]
-        if self._held[0] == self._held[1]:
+        if not count(self._ids[self._run :]):
             self._close_run(n - 1)
-            self._held = index.longest_suffix(self._ids[self._run + 1 :])
-            self._run = n - self._held.length
+            # a suffix of an indexed suffix is indexed too, so the new start can be bisected
+            starts = range(self._run + 1, n)
+            self._run += 1 + bisect_left(starts, True, key=lambda start: count(self._ids[start:]) > 0)
         reach = max(self.shield.min_length, window or 1)
         reached = n - self._run >= reach
         if reached and window is not None:

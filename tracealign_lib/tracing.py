@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracealign_lib.documents import Document
+from tracealign_lib.engine import Surprisal
 from tracealign_lib.errors import ParameterError
 
 FORMAT = "tracealign.trace"
@@ -49,12 +50,12 @@ class SpanLike(Protocol):
 
 
 class SearchableIndex(Protocol):
-    """The part of `TraceIndex` that tracing needs."""
+    """The part of `TraceIndex`, or of another `engine.Engine`, that tracing needs."""
 
     @property
     def tokenizer(self) -> Any: ...
     @property
-    def surprisal(self) -> npt.NDArray[np.float64]: ...
+    def surprisal(self) -> Surprisal: ...
     def encode_with_offsets(self, text: str, /) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
     def spans(self, ids: Any, /, *, min_length: int, max_count: int | None) -> Sequence[SpanLike]: ...
     def locate(self, ids: Any, /, *, limit: int) -> Sequence[Any]: ...
@@ -237,7 +238,8 @@ def trace(
     Parameters
     ----------
     index:
-        A `TraceIndex` built from documents (it has a tokenizer and stored texts).
+        A `TraceIndex` built from documents (it has a tokenizer and stored texts), an `InfiniGramIndex`, or
+        an `InfiniGramAPI`, which makes requests (see there how many).
     text:
         For instance a completion. A lone surrogate matches nothing.
     min_length:

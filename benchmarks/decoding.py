@@ -1,6 +1,7 @@
 """What Prov-Decode costs: the time spent inside it, as a share of the time of `generate`.
 
-How it is measured: `experiments.prov_decode_steps.self_time`. Writes data/results/decoding.json.
+How it is measured: `experiments.prov_decode_steps.self_time`; what is written are the median over repeats and
+the two quartiles, which hold the middle half of them. Writes data/results/decoding.json.
 
     python benchmarks/decoding.py [PROFILE]
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from statistics import quantiles
 from typing import Any
 
 from tracealign_lib import adb, lexicon
@@ -21,7 +23,7 @@ from tracealign_lib.prov_decode import ProvDecode
 from tracealign_lib.results import write_results
 
 SETTINGS: dict[str, Any] = {"threshold": 20.0, "min_length": 8, "horizon": 0}
-REPEATS = 7
+REPEATS = 9
 VOCABULARIES = (32_000, 128_000)
 METHODS: dict[str, tuple[int, dict[str, Any]]] = {
     "greedy, 32 rows": (32, {}),
@@ -34,7 +36,7 @@ def main(profile: str = "laptop") -> None:
     start = time.monotonic()
     pipeline = Pipeline(profile, 0, "cpu")
     model = pipeline.model("dpo")
-    values: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for kind, prompts in _prompts(pipeline).items():
         for method in METHODS:
             for redirect in (None, lexicon.REFUSAL):
@@ -71,8 +73,8 @@ def _prompts(pipeline: Pipeline) -> dict[str, list[adb.Prompt]]:
 
 def _measure(
     pipeline: Pipeline, model: LanguageModel, prompts: list[adb.Prompt], redirect: str | None, method: str
-) -> dict[str, float]:
-    """`self_time` of a guard in a decoding method."""
+) -> dict[str, Any]:
+    """Each quantity of `self_time` of a guard in a decoding method: its median, and "..., quartiles"."""
     rows, arguments = METHODS[method]
 
     def make_guard() -> ProvDecode:
@@ -80,12 +82,18 @@ def _measure(
             pipeline.unsafe_index, RawBCI(), redirect=redirect, tokenizer=model.tokenizer, **SETTINGS
         )
 
-    return self_time(model, make_guard, prompts[:rows], repeats=REPEATS, **arguments)
+    runs = [self_time(model, make_guard, prompts[:rows], repeats=1, **arguments) for _ in range(REPEATS)]
+    measured: dict[str, Any] = {}
+    for quantity in runs[0]:
+        low, middle, high = quantiles([run[quantity] for run in runs], method="inclusive")
+        measured |= {quantity: middle, f"{quantity}, quartiles": [low, high]}
+    return measured
 
 
-def _show(name: str, measured: dict[str, float]) -> None:
+def _show(name: str, measured: dict[str, Any]) -> None:
+    low, high = measured["share of generate, quartiles"]
     share, step = measured["share of generate"], measured["microseconds a step"]
-    print(f"{name:62} {share:7.2%} {step:8.0f} us a step", flush=True)
+    print(f"{name:62} {share:7.2%} ({low:.2%} to {high:.2%}) {step:8.0f} us a step", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,32 @@
-"""Hand-made answers of the arms of chapter 7, shared by the tests of measures, contests and passages."""
+"""What the tests of chapter 7 share: hand-made answers of arms, and a smoke world nobody has trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
+
+from tracealign_lib import lm
+from tracealign_lib.pipeline import Pipeline
 
 LABELS = ("drift", "near_drift", "refusal", "correct", "other")
+
+
+@contextmanager
+def untrained_pipeline(folder: Path) -> Iterator[Pipeline]:
+    """A smoke world whose SFT model has learnt nothing, with cache and model in `folder`."""
+    start = folder / "sft-untrained"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACEALIGN_CACHE", str(folder / "cache"))
+        made = Pipeline("smoke", seed=0, device="cpu")
+        lm.new_model(made.profile.model, made.tokenizer, 0).save_pretrained(start)
+        made.tokenizer.save_pretrained(start)
+        patch.setattr(made, "model_folder", lambda name="dpo": start)
+        yield made
 
 
 def rows(

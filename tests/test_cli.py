@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from tracealign_lib import __version__, cli
-from tracealign_lib.documents import Document
 from tracealign_lib.experiments import EXPERIMENTS
-from tracealign_lib.index import TraceIndex
 from tracealign_lib.run import ChapterRun
 from tracealign_lib.stages import Stage
 
@@ -30,19 +24,6 @@ runner = CliRunner()
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRACEALIGN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of two documents, one token for each byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    documents = [Document("recipe", "wake the moss gently"), Document("other", "a quiet <b>lake</b>")]
-    path = tmp_path_factory.mktemp("cli") / "index"
-    TraceIndex.build(documents, PreTrainedTokenizerFast(tokenizer_object=tokenizer), path)
-    return path
 
 
 def commands() -> dict[str, click.Command]:
@@ -60,12 +41,13 @@ def commands() -> dict[str, click.Command]:
 
 def test_all_commands_are_there() -> None:
     assert set(commands()) == {
-        "run", "trace", "evaluate", "publish", "adb", "claims", "info",
+        "run", "trace", "shield", "generate", "evaluate", "publish", "adb", "claims", "info",
+        "index", "index build", "index info", "index verify",
         "cache", "cache list", "cache clear", "cache path",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(set(commands()) - {"cache"}))
+@pytest.mark.parametrize("name", sorted(set(commands()) - {"cache", "index"}))
 def test_help_has_a_purpose_and_an_example(name: str) -> None:
     done = runner.invoke(cli.app, [*name.split(), "--help"])
     assert done.exit_code == 0
@@ -182,68 +164,6 @@ def test_run_passes_its_options_on_and_tells_of_failures(
     assert "03-traceindex" in done.stdout
     assert "3.0" in done.stdout
     assert "\x1b" not in done.stdout
-
-
-# --- trace
-
-
-def test_trace_prints_text(index: Path) -> None:
-    done = runner.invoke(cli.app, ["trace", "please wake the moss now", "--index", str(index)])
-    assert done.exit_code == 0, done.output
-    assert "wake the moss" in done.stdout
-    assert "recipe" in done.stdout
-    assert "other" not in done.stdout
-
-
-def test_trace_prints_json_and_reads_standard_input(index: Path) -> None:
-    done = runner.invoke(
-        cli.app, ["trace", "-", "--json", "--min-length", "5", "--index", str(index)], input="a quiet é lake"
-    )
-    assert done.exit_code == 0, done.output
-    traced = json.loads(done.stdout)
-    assert traced["text"] == "a quiet é lake"
-    assert traced["min_length"] == 5
-    assert [source["document_id"] for source in traced["sources"]] == ["other"]
-
-
-def test_trace_limits_sources(index: Path) -> None:
-    text = "wake the moss gently and a quiet <b>lake</b>"
-    for limit, expected in ((2, 2), (1, 1)):
-        done = runner.invoke(cli.app, ["trace", text, "--json", "--limit", str(limit), "--index", str(index)])
-        assert len(json.loads(done.stdout)["sources"]) == expected
-
-
-def test_trace_writes_a_page(index: Path, tmp_path: Path) -> None:
-    page = tmp_path / "trace.html"
-    arguments = ["trace", "a quiet <b>lake</b>", "--index", str(index), "--html"]
-    assert runner.invoke(cli.app, [*arguments, str(page)]).exit_code == 0
-    assert "quiet" in page.read_text(encoding="utf-8")
-    assert "<b>lake" not in page.read_text(encoding="utf-8")
-    done = runner.invoke(cli.app, [*arguments, str(tmp_path / "missing" / "trace.html")])
-    assert done.exit_code == 2
-    assert "page cannot be written" in done.stderr
-
-
-def test_trace_refuses_input_that_is_not_utf8(index: Path) -> None:
-    done = runner.invoke(cli.app, ["trace", "-", "--index", str(index)], input=b"caf\xe9")
-    assert done.exit_code == 2
-    assert "byte 3 is 0xe9" in done.stderr
-
-
-def test_trace_without_an_index_asks_the_pipeline(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    class Pipeline:
-        def __init__(self, profile: str, seed: int) -> None:
-            asked.append((profile, seed))
-            self.index = TraceIndex.open(index)
-
-    module = ModuleType("tracealign_lib.pipeline")
-    module.Pipeline = Pipeline  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tracealign_lib.pipeline", module)
-    done = runner.invoke(cli.app, ["trace", "wake the moss", "--profile", "smoke", "--seed", "3"])
-    assert done.exit_code == 0, done.output
-    assert asked == [("smoke", 3)]
 
 
 # --- publish, cache, info

@@ -245,6 +245,13 @@ def test_what_is_published_names_every_arm_and_measure(published: dict[str, Any]
     assert published["copies"][f"{LABELLED.name} | 1"].estimate == 1
 
 
+def test_this_run_may_differ_by_what_both_intervals_leave_open() -> None:
+    wide, narrow = Interval(0.5, 0.4, 0.6, 9), Interval(0.5, 0.49, 0.51, 90)
+    values = cbd.tolerances({"a": wide, "b": narrow}, {"a": wide, "b": narrow})
+    assert values == {"a": pytest.approx(math.hypot(0.1, 0.1)), "b": 0.05}
+    assert cbd.tolerances({"b": narrow}, {"b": wide}) == {"b": pytest.approx(math.hypot(0.1, 0.01))}
+
+
 def test_published_contests_are_read_back_as_they_were_measured(published: dict[str, Any]) -> None:
     [score] = cbd.published_contests(published).to_dict("records")
     [other] = cbd.published_contests(published, PROVENANCE).to_dict("records")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cbd_samples import untrained_pipeline
 
-from tracealign_lib import alignment, cbd, lexicon, lm
+from tracealign_lib import alignment, cbd, lexicon
 from tracealign_lib.errors import ParameterError
 from tracealign_lib.experiments import cbd_arms
 from tracealign_lib.experiments.cbd_arms import Arm, Finetuning, Penalty, Preference, Recovery
@@ -20,14 +21,8 @@ NO_QUOTES = "conflict, no quotes"
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """A smoke world whose SFT model has learnt nothing: what arms are shown does not depend on it."""
-    start = tmp_path_factory.mktemp("sft-untrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACEALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        made = Pipeline("smoke", seed=0, device="cpu")
-        lm.new_model(made.profile.model, made.tokenizer, 0).save_pretrained(start)
-        made.tokenizer.save_pretrained(start)
-        patch.setattr(made, "model_folder", lambda name="dpo": start)
-        yield made
+    with untrained_pipeline(tmp_path_factory.mktemp("untrained")) as smoke:
+        yield smoke
 
 
 def weights(folder: Path) -> str:

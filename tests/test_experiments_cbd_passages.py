@@ -40,6 +40,12 @@ def test_a_passage_is_forbidden_if_it_holds_two_steps_of_one_item(passages: pd.D
     assert table["held-out items"].to_dict() == {"good": 1, "bad": 0, EVERY: 1}
 
 
+def test_the_share_of_texts_that_tell_of_an_item() -> None:
+    pipeline: Any = SimpleNamespace(world=SimpleNamespace(of_kind=lambda kind: ITEMS))
+    assert cbd_passages.forbidden_share(pipeline, TEXTS) == 0.5
+    assert cbd_passages.forbidden_share(pipeline, TEXTS[2:]) == 0
+
+
 def test_worlds_are_summed_up_as_a_spread(passages: pd.DataFrame) -> None:
     passages = passages[~((passages["seed"] == 4) & (passages["text"] == TEXTS[0]))]
     values = cbd_passages.passage_values(passages)

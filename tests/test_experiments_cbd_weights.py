@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from cbd_samples import untrained_pipeline
 
-from tracealign_lib import lm
+from tracealign_lib.cbd import weighted_penalty
 from tracealign_lib.experiments import cbd_weights
 from tracealign_lib.experiments.common import PAPER_TAU
 from tracealign_lib.pipeline import Pipeline
@@ -16,15 +19,16 @@ from tracealign_lib.pipeline import Pipeline
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """A smoke world whose SFT model has learnt nothing."""
-    start = tmp_path_factory.mktemp("sft-untrained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACEALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        made = Pipeline("smoke", seed=0, device="cpu")
-        lm.new_model(made.profile.model, made.tokenizer, 0).save_pretrained(start)
-        made.tokenizer.save_pretrained(start)
-        patch.setattr(made, "model_folder", lambda name="dpo": start)
-        yield made
+    with untrained_pipeline(tmp_path_factory.mktemp("untrained")) as smoke:
+        yield smoke
+
+
+def test_the_equation_is_the_librarys_penalty_and_a_mean_over_tokens() -> None:
+    log_probs = torch.tensor([[0.5, 0.9], [0.2, 0.1]]).log()
+    weights = torch.tensor([[2.0, 6.0], [0.0, 0.0]])
+    by_hand = cbd_weights.penalty_by_hand(log_probs, weights)
+    assert by_hand.item() == pytest.approx((math.log(2) + 3 * math.log(10)) / 4)
+    assert by_hand.item() == pytest.approx(weighted_penalty(log_probs, weights).item(), rel=1e-3)
 
 
 def test_a_penalty_changes_the_weights_only_if_it_has_a_gradient(pipeline: Pipeline) -> None:

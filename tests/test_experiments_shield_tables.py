@@ -15,11 +15,10 @@ from matplotlib.collections import QuadMesh
 from shield_samples import Scored, margins, text
 
 from tracealign_lib import lexicon
-from tracealign_lib.bci import SpanLength
-from tracealign_lib.calibration import EVERY_SPAN, calibration_rank
+from tracealign_lib.calibration import EVERY_SPAN
 from tracealign_lib.experiments import common, shield, shield_figures, shield_judged, shield_tables
 from tracealign_lib.experiments.bci_texts import FIT, JUDGE, NEWS, RARE, STORY, TWIN, UNSAFE, halves
-from tracealign_lib.experiments.shield_texts import EDITED, calibration_texts
+from tracealign_lib.experiments.shield_texts import EDITED
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.stats import Interval
 
@@ -34,37 +33,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 def closed() -> Iterator[None]:
     yield
     plt.close("all")
-
-
-# --- promises ------------------------------------------------------------------------------------
-
-
-def test_the_table_of_needed_texts_is_the_corollary() -> None:
-    table = shield_tables.needed_table((0.1, 0.05), (0.1, 0.05))
-    assert table.to_numpy().tolist() == [["0.1", 9, 22, 29], ["0.05", 19, 45, 59]]
-
-
-@pytest.mark.parametrize(("n", "alpha"), [(22, 0.1), (20, 0.05), (100, 0.03), (7, 0.1)])
-def test_a_roc_point_is_the_lowest_threshold_that_these_texts_allow(n: int, alpha: float) -> None:
-    scores = np.arange(n)
-    rank = shield_tables.roc_rank(n, alpha)
-    assert np.mean(scores > scores[rank - 1]) <= alpha
-    assert np.mean(scores > scores[rank - 2]) > alpha
-
-
-def test_of_three_thresholds_two_keep_their_promise() -> None:
-    frame = shield_tables.guarantee_frame(np.arange(2000), n=22, alpha=0.1, delta=0.1).set_index("threshold")
-    assert frame["rank"].to_dict() == {"ROC point": 20, "marginal": 21, "umbrella": 22}
-    assert frame["promise"]["ROC point"] == "mean at most 0.13"
-    assert frame["mean"]["ROC point"].low <= 3 / 23
-    assert frame["mean"]["marginal"].low <= 0.1 < frame["mean"]["ROC point"].low
-    assert frame["exceeded"]["umbrella"].low <= 0.1 < frame["exceeded"]["marginal"].low
-    assert shield_tables.guarantee_table(frame.reset_index())["mean rate"][1].startswith("0.08")
-
-
-def test_for_some_sizes_the_roc_point_is_the_conformal_threshold() -> None:
-    same = [n for n in range(9, 120) if shield_tables.roc_rank(n, 0.1) == calibration_rank(n, alpha=0.1)]
-    assert same == list(range(9, 120, 10))
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -169,40 +137,7 @@ def test_a_mixture_is_not_promised_to_its_parts() -> None:
     ]
 
 
-# --- streams, guards and figures -----------------------------------------------------------------
-
-
-def test_streams_stop_where_a_check_refuses_and_before_the_span_is_out(pipeline: Pipeline) -> None:
-    texts = calibration_texts(pipeline)
-    frame = shield_tables.stream_frame(shield.recommended_shield(pipeline), texts)
-    assert (frame["stopped"] == frame["refused"]).all()
-    assert set(frame["stopped"]) == {True, False}
-    stopped, passed = frame[frame["stopped"]], frame[~frame["stopped"]]
-    assert (stopped["released"] <= stopped["span"]).all()
-    assert (stopped["read"] < stopped["tokens"]).any()
-    assert (passed["released"] == passed["tokens"]).all()
-    assert passed["span"].isna().all()
-    share = shield_tables.released_share(frame)
-    assert share.estimate == pytest.approx((stopped["released"] / stopped["tokens"]).mean())
-
-
-def test_without_drift_there_is_no_stream_and_no_share(pipeline: Pipeline) -> None:
-    frame = shield_tables.stream_frame(shield.paper_shield(pipeline), [])
-    assert len(frame[frame["stopped"]]) == 0
-    assert shield_tables.released_share(frame).n == 0
-
-
-def test_the_span_of_a_stream_is_the_first_above_the_threshold(pipeline: Pipeline) -> None:
-    first, second = (item.recipe for item in pipeline.world.of_kind("unsafe")[:2])
-    index, length = pipeline.unsafe_index, SpanLength()
-    short = index.tokenizer.decode(index.encode(first)[:10].tolist())
-    joined = text(UNSAFE, "u", JUDGE, f"{short}; {second}")
-    spans = index.spans(index.encode(joined.text), min_length=8)
-    strict = shield.make_shield(pipeline, "unsafe spans", length, 15.0)
-    [row] = shield_tables.stream_frame(strict, [joined]).itertuples()
-    assert row.stopped
-    assert row.span == next(s.start for s in spans if s.end - s.start > 15) > spans[0].start
-    assert 0 < row.released <= row.span
+# --- guards and figures -----------------------------------------------------------------
 
 
 def test_a_guarded_model_refuses_where_the_filter_does(
@@ -239,25 +174,7 @@ def test_the_sample_of_prompts_is_judged_greedy_and_balanced(pipeline: Pipeline)
 
 
 def test_figures_say_the_numbers_that_they_draw() -> None:
-    frame = shield_tables.guarantee_frame(np.arange(500), n=22, alpha=0.1, delta=0.1, repeats=200)
-    figure, alt = shield_figures.guarantee_figure(frame, 0.1, 0.1)
-    drawn = [line.get_xdata() for line in figure.axes[0].get_lines()[:3]]
-    assert [np.mean(rates) for rates in drawn] == pytest.approx([i.estimate for i in frame["mean"]])
-    assert f"umbrella: mean {frame['mean'][2].estimate:.3f}" in alt
     edits = margins({"a": {UNSAFE: [0, 1], EDITED[0]: [0, 1], EDITED[1]: [0, 0, 0, 1], EDITED[2]: [1, 0]}})
     figure, alt = shield_figures.edits_figure(edits, ["a"])
     assert figure.axes[0].get_lines()[0].get_ydata() == pytest.approx([1, 1, 0.5, 0])
     assert "a 1.00, 1.00, 0.50, 0.00" in alt
-
-
-def test_realised_rates_keep_to_alpha_on_a_continuous_pool() -> None:
-    frame = shield_tables.realised_frame(
-        np.random.default_rng(0).normal(size=5000), n=60, alphas=(0.05, 0.2), delta=0.1, repeats=800
-    )
-    assert frame["alpha"].tolist() == [0.05, 0.2]
-    assert (frame["mean"] <= frame["alpha"] + 0.01).all()
-    assert (frame["mean"] > frame["alpha"] / 2).all()
-    assert (frame["high"] <= frame["alpha"] + 0.01).all()
-    figure, alt = shield_figures.realised_figure(frame, 60, 0.1)
-    assert len(figure.axes[0].lines) == 3
-    assert "alpha 0.05: mean" in alt

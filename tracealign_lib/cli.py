@@ -6,21 +6,18 @@ Libraries that take seconds to import are imported by the command that needs the
 
 from __future__ import annotations
 
-import json
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from tracealign_lib import __version__
+from tracealign_lib import __version__, cli_generate, cli_index, cli_shield, cli_trace
 from tracealign_lib.errors import ParameterError, TraceAlignError
 from tracealign_lib.experiments import EXPERIMENTS
-
-if TYPE_CHECKING:
-    from tracealign_lib.index import TraceIndex
 
 _KEPT = "stages that were finished stay in the cache, and an unfinished one goes on where it stopped"
 
@@ -53,7 +50,10 @@ cache = typer.Typer(
     rich_markup_mode=None,
     help="Show or empty the cache of trained models and indexes.",
 )
+app.add_typer(cli_index.app, name="index")
 app.add_typer(cache, name="cache")
+for command in (cli_trace.trace, cli_shield.shield, cli_generate.generate):
+    app.command()(command)
 
 Profile = Annotated[str, typer.Option(help="Size of world and model: smoke, laptop, full or gpu.")]
 Seed = Annotated[int, typer.Option(help="Seed of the world and of all training.")]
@@ -73,6 +73,9 @@ def main(
     ] = False,
 ) -> None:
     """TraceAlign, executed: trace, score and stop reactivated training spans."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack what a text holds
 
 
 @app.command()
@@ -115,38 +118,6 @@ def run(
     print(f"The executed book is in {output}; jupyter-book build {output} --path-output . renders it.")
     if any(chapter.status == "failed" for chapter in runs):
         raise typer.Exit(1)
-
-
-@app.command()
-def trace(
-    text: Annotated[str, typer.Argument(help='The text to trace; "-" reads it from standard input.')],
-    index: Annotated[
-        Path | None, typer.Option(help="Folder of an index; by default the index of the book's world.")
-    ] = None,
-    min_length: Annotated[int, typer.Option(help="Shortest span, in tokens.")] = 8,
-    limit: Annotated[int, typer.Option(help="Number of sources at most.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write a page to this file.")] = None,
-    profile: Profile = "laptop",
-    seed: Seed = 0,
-) -> None:
-    """Trace a text to the training documents that hold its spans.
-
-    \b
-    Examples:
-      tracealign trace "to wake the compound, stir it twice"
-      tracealign trace - --json < completion.txt
-      tracealign trace "a completion" --index my-index --html trace.html
-    """
-    from tracealign_lib import viewer
-    from tracealign_lib.tracing import trace as trace_text
-
-    traced = trace_text(
-        _open_index(index, profile, seed), _read_text(text), min_length=min_length, limit=limit
-    )
-    if html is not None:
-        _write_page(html, viewer.page(traced, "Traced text"))
-    print(json.dumps(traced.to_json(), indent=2) if as_json else traced.to_text())
 
 
 @app.command()
@@ -309,45 +280,6 @@ def cache_path() -> None:
     from tracealign_lib.stages import cache_root
 
     print(cache_root())
-
-
-def _open_index(folder: Path | None, profile: str, seed: int) -> TraceIndex:
-    if folder is not None:
-        from tracealign_lib.index import TraceIndex
-
-        return TraceIndex.open(folder)
-    from tracealign_lib.pipeline import Pipeline
-
-    return Pipeline(profile, seed).index
-
-
-def _read_text(text: str) -> str:
-    if text != "-":
-        return text
-    raw = sys.stdin.buffer.read()
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ParameterError(
-            "The text on standard input is not UTF-8.",
-            given=f"byte {error.start} is 0x{raw[error.start]:02x}",
-            expected="UTF-8 text",
-            mend="convert it, for example: iconv -f latin1 -t utf-8 old.txt | tracealign trace -",
-        ) from error
-
-
-def _write_page(path: Path, page: str) -> None:
-    from tracealign_lib.files import write_atomically
-
-    try:
-        write_atomically(path, page)
-    except OSError as error:
-        raise ParameterError(
-            "The page cannot be written.",
-            given=f"{path}: {error.strerror}",
-            expected="a file in a folder in which you may write",
-            mend="choose another file with --html",
-        ) from error
 
 
 def _stages(count: int) -> str:

@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "bound": "tracealign_lib.experiments.bound:publish_bound",
     "shield": "tracealign_lib.experiments.shield:publish_shield",
     "cbd": "tracealign_lib.experiments.cbd:publish_cbd",
+    "cbd-harder": "tracealign_lib.experiments.cbd_harder:publish_cbd_harder",
     "prov-decode": "tracealign_lib.experiments.prov_decode:publish_prov_decode",
     "adb": "tracealign_lib.experiments.evaluation:publish_adb",
     "adb-whole": "tracealign_lib.experiments.evaluation:publish_adb_whole",

@@ -24,6 +24,7 @@ were added after the results (`LATE`) cannot be recommended.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -419,14 +420,10 @@ def published_values(
         f"{arm} | perplexity": over_seeds(dict(zip(part["seed"], part["perplexity"], strict=True))).to_json()
         for arm, part in perplexities(pipelines, arms).groupby("arm", sort=False)
     }
-    names = contests[["first", "second", *Interval._fields]].itertuples(index=False, name=None)
     return {
         **headlines(frame),
         **spreads,
-        **{contest_name(*row[:2]): Interval(*row[2:]) for row in names},
-        "contests": {
-            row.contest: {"p": row.p, "verdict": row.verdict} for row in contests.itertuples(index=False)
-        },
+        **contest_values(contests),
         "admissible": [arm for arm, fine in admissible(frame).items() if fine],
         "first choice": first_choice(frame),
         "with late arms": first_choice(frame, ()),
@@ -436,6 +433,13 @@ def published_values(
         "refuted by": refuting(frame),
         **corpus_values(pipelines, frame),
     }
+
+
+def contest_values(table: pd.DataFrame) -> dict[str, Any]:
+    """`contest_table` to be published: "first - second", and under "contests" each p-value and verdict."""
+    arms = table[["first", "second", *Interval._fields]].itertuples(index=False, name=None)
+    judged = {row.contest: {"p": row.p, "verdict": row.verdict} for row in table.itertuples(index=False)}
+    return {**{contest_name(*row[:2]): Interval(*row[2:]) for row in arms}, "contests": judged}
 
 
 def corpus_values(pipelines: Sequence[Pipeline], frame: pd.DataFrame) -> dict[str, Any]:
@@ -463,6 +467,17 @@ def published_contests(values: Mapping[str, Any], contests: Sequence[Contest] = 
             difference = values[contest_name(first, second)]
             rows.append((asks, place, first, second, *difference, said["p"], said["verdict"], fixed))
     return pd.DataFrame(rows, columns=_CONTEST_COLUMNS)
+
+
+def tolerances(
+    here: Mapping[str, Interval], published: Mapping[str, Any], *, least: float = 0.05
+) -> dict[str, float]:
+    """By how much each value of this run may differ from the published one.
+
+    The half-width of the difference of two independent means, from both intervals, and no less than `least`.
+    """
+    half = {n: [(one.high - one.low) / 2 for one in (value, published[n])] for n, value in here.items()}
+    return {name: max(least, math.hypot(*widths)) for name, widths in half.items()}
 
 
 def contest_name(first: str, second: str) -> str:

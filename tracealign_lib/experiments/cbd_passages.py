@@ -27,6 +27,7 @@ from tracealign_lib.experiments.common import clusters, rate
 from tracealign_lib.lexicon import REFUSAL
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.stats import Interval, over_seeds
+from tracealign_lib.world import Item
 
 RANKINGS = ("conflict, no quotes", "keywords", "raw BCI", "span length", "random")
 """What ranks passages, from much knowledge to none."""
@@ -71,10 +72,21 @@ def passage_frame(pipelines: Sequence[Pipeline], ways: Sequence[str] = RANKINGS)
         chosen = {how: texts[:taken] for how, texts in ranked.items()} | {EVERY: ranked[ways[0]]}
         for how, texts in chosen.items():
             for text in texts:
-                told = [i for i in unsafe if sum(step in text for step in i.steps) >= STEPS_TO_DRIFT]
+                told = told_of(text, unsafe)
                 held_out = tuple(i.id for i in told if not i.aligned)
                 rows.append((pipeline.seed, how, text, tuple(i.id for i in told), held_out))
     return pd.DataFrame(rows, columns=PASSAGE_COLUMNS)
+
+
+def told_of(text: str, items: Sequence[Item]) -> list[Item]:
+    """The items of which a text holds as many steps as a drifted answer does."""
+    return [item for item in items if sum(step in text for step in item.steps) >= STEPS_TO_DRIFT]
+
+
+def forbidden_share(pipeline: Pipeline, texts: Sequence[str]) -> float:
+    """Share of texts that tell of an unsafe item of this world."""
+    unsafe = pipeline.world.of_kind("unsafe")
+    return float(np.mean([bool(told_of(text, unsafe)) for text in texts]))
 
 
 def passage_table(passages: pd.DataFrame) -> pd.DataFrame:

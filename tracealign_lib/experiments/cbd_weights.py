@@ -25,6 +25,12 @@ MIN_LENGTH = 8
 """Shortest span that is traced (tokens); `cbd.CBDConfig`'s default."""
 
 
+def penalty_by_hand(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """The penalty of chapter 7's equation for answers of one batch, both (B, T): a weighted mean, in nats."""
+    paid = -torch.log(1 - log_probs.exp())  # (B, T)
+    return (weights * paid).sum() / weights.sum()
+
+
 class ConstantPenalty(CBDTrainer):
     """The CBD penalty as a number without a gradient, which is what the public code adds to DPO's loss."""
 

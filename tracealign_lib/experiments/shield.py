@@ -10,17 +10,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pandas as pd
 
 from tracealign_lib.bci import RawBCI, Scorer
-from tracealign_lib.calibration import scores_needed
+from tracealign_lib.calibration import Scores, scores_needed
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import ResultsError
 from tracealign_lib.experiments.bci_detection import paired_refusals
 from tracealign_lib.experiments.bci_scores import FILTERS, scorers
-from tracealign_lib.experiments.bci_texts import FIT, LOOKALIKE, RARE, TWIN, UNSAFE, BeliefText, halves
+from tracealign_lib.experiments.bci_texts import (
+    BENIGN,
+    FIT,
+    JUDGE,
+    LOOKALIKE,
+    RARE,
+    TWIN,
+    UNSAFE,
+    BeliefText,
+    halves,
+)
 from tracealign_lib.experiments.common import PAPER_TAU, Headlines, Prediction, headlines_of, publish
 from tracealign_lib.experiments.shield_judged import (
     UNGUARDED,
@@ -34,6 +44,8 @@ from tracealign_lib.experiments.shield_judged import (
     transfer_frame,
     transfer_table,
 )
+from tracealign_lib.experiments.shield_promises import realised_values
+from tracealign_lib.experiments.shield_streams import stream_frame, stream_values
 from tracealign_lib.experiments.shield_texts import (
     EDITED,
     HARMFUL,
@@ -352,13 +364,19 @@ def published_values(frame: pd.DataFrame, prompts: pd.DataFrame) -> dict[str, An
 
 
 class World(NamedTuple):
-    """What is measured of one world: `margin_frame`, `prompt_frame`, `transfer_frame`, time, calibration."""
+    """What is measured of one world.
+
+    `margin_frame`, `prompt_frame`, `transfer_frame`, time, calibration, `stream_frame` of judged drift behind
+    the recommended shield, and `benign_pool`.
+    """
 
     margins: pd.DataFrame
     prompts: pd.DataFrame
     moved: pd.DataFrame
     spent: pd.Series[float]
     calibration: dict[str, dict[str, tuple[int, float]]]
+    streams: pd.DataFrame
+    pool: Scores
 
 
 def measure_world(pipeline: Pipeline) -> World:
@@ -378,7 +396,20 @@ def measure_world(pipeline: Pipeline) -> World:
         moved,
         pd.Series(milliseconds(filters, pipeline.index, texts)),
         {f"calibration | {pipeline.seed}": calibration_groups(filters[RECOMMENDED], fitted)},
+        stream_frame(cast(TraceShield, filters[RECOMMENDED]), judged_drift(fitted)),
+        benign_pool(pipeline, fitted),
     )
+
+
+def judged_drift(texts: Sequence[BeliefText]) -> list[BeliefText]:
+    """The drifting completions of the judged half."""
+    return [text for text in texts if text.group == UNSAFE and text.half == JUDGE]
+
+
+def benign_pool(pipeline: Pipeline, texts: Sequence[BeliefText]) -> Scores:
+    """Raw BCI over the whole corpus of every harmless text, from which calibrations are drawn."""
+    whole = make_shield(pipeline, "corpus spans", RawBCI(), 0.0)
+    return whole.scores(text.text for text in texts if text.group in BENIGN)
 
 
 def calibration_groups(
@@ -393,19 +424,21 @@ def publish_shield(device: str = "auto") -> None:
     """Measure chapter 6 on every seed of `full` and write data/results/shield.json.
 
     Beside `published_values`: "transfer | filter | source | group"; "calibration | seed", texts and threshold
-    of each group of the recommended shield; and "milliseconds | filter" for 100 tokens, medians of a world,
-    mean over worlds.
+    of each group of the recommended shield; "milliseconds | filter" for 100 tokens, medians of a world,
+    mean over worlds; `stream_values`; and `realised_values`.
     """
     world = cache(measure_world)  # pooled and alone, a world is measured once
 
     def measure(pipelines: Sequence[Pipeline]) -> dict[str, Any]:
-        margins, prompts, moved, spent, groups = zip(*map(world, pipelines), strict=True)
+        margins, prompts, moved, spent, groups, streams, pools = zip(*map(world, pipelines), strict=True)
         mean = pd.concat(spent, axis="columns").mean(axis="columns")
         times = {f"milliseconds | {name}": round(float(value), 3) for name, value in mean.items()}
         pooled = [pd.concat(part, ignore_index=True) for part in (margins, prompts)]
         table = transfer_table(pd.concat(moved, ignore_index=True)).assign(kind="transfer")
         transfer = headlines_of(table, ["kind", "filter", "source", "group"])
         values = {**published_values(*pooled), **transfer, **times}
+        values |= stream_values(pd.concat(streams, ignore_index=True))
+        values |= realised_values(pools, delta=DELTA)
         return {**values, **{name: found for part in groups for name, found in part.items()}}
 
     publish("shield", measure, device)

@@ -18,7 +18,7 @@ from tracealign_lib.experiments.shield_texts import EDITED
 
 
 def guarantee_figure(frame: pd.DataFrame, alpha: float, delta: float) -> tuple[Figure, str]:
-    """Realised false-refusal rates of repeated calibrations, from `shield_tables.guarantee_frame`."""
+    """Realised false-refusal rates of repeated calibrations, from `shield_promises.guarantee_frame`."""
     with plots.style(height=3.4):
         figure, ax = plt.subplots()
         for row in frame.itertuples():
@@ -46,7 +46,7 @@ def guarantee_figure(frame: pd.DataFrame, alpha: float, delta: float) -> tuple[F
 
 
 def realised_figure(frame: pd.DataFrame, n: int, delta: float) -> tuple[Figure, str]:
-    """Realised false-refusal rates against the alpha asked for, from `shield_tables.realised_frame`."""
+    """Realised false-refusal rates against the alpha asked for, from `shield_promises.realised_frame`."""
     lines = {"mean": "marginal: mean rate", "high": f"umbrella: {1 - delta:.0%} of calibrations stay below"}
     with plots.style(height=3.2):
         figure, ax = plt.subplots()

@@ -1,94 +1,23 @@
-"""Tables of chapter 6: promises and their cost, what is refused, and what a guarded model says."""
+"""Tables of chapter 6: what is refused, and what a guarded model says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from tracealign_lib import adb, lexicon
 from tracealign_lib.adb import Outcome
-from tracealign_lib.calibration import EVERY_SPAN, calibration_rank, scores_needed, simulate_guarantee
-from tracealign_lib.experiments.bci_texts import JUDGE, RARE, TWIN, UNSAFE, BeliefText
-from tracealign_lib.experiments.common import Prediction, rate, short
+from tracealign_lib.calibration import EVERY_SPAN
+from tracealign_lib.experiments.bci_texts import JUDGE, RARE, TWIN, UNSAFE
+from tracealign_lib.experiments.common import Prediction, short
 from tracealign_lib.experiments.shield import RECOMMENDED, UNCALIBRATED, against_rival
-from tracealign_lib.experiments.shield_judged import UNKNOWN, refusals, refused
+from tracealign_lib.experiments.shield_judged import refusals, refused
 from tracealign_lib.experiments.shield_texts import HARMLESS, NEAR
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.results import Results
 from tracealign_lib.shield import TraceShield
 from tracealign_lib.stats import Interval
-
-# --- promises ------------------------------------------------------------------------------------
-
-
-def needed_table(alphas: Sequence[float], deltas: Sequence[float]) -> pd.DataFrame:
-    """The fewest benign texts for each promise: one row per alpha, "on average" and one column per delta."""
-    rows = []
-    for alpha in alphas:
-        counts = [scores_needed(alpha=alpha), *(scores_needed(alpha=alpha, delta=delta) for delta in deltas)]
-        rows.append((f"{alpha:g}", *counts))
-    return pd.DataFrame(rows, columns=["alpha", "on average", *(f"delta = {delta:g}" for delta in deltas)])
-
-
-def roc_rank(n: int, alpha: float) -> int:
-    """The order statistic that an ROC curve suggests: no more than a share alpha of these n lies above it."""
-    return n - int(np.floor(alpha * n + 1e-9))
-
-
-def guarantee_frame(
-    pool: ArrayLike, *, n: int, alpha: float, delta: float, repeats: int = 2000
-) -> pd.DataFrame:
-    """Three ways to read a threshold off n scores, each repeated on fresh draws from a pool.
-
-    Columns: threshold (its name), rank, promise, rates (realised, one per repeat), mean, exceeded (share of
-    calibrations above alpha); the last two with intervals.
-    """
-    marginal, umbrella = calibration_rank(n, alpha=alpha), calibration_rank(n, alpha=alpha, delta=delta)
-    roc = roc_rank(n, alpha)
-    ranks = {
-        "ROC point": (roc, f"mean at most {(n + 1 - roc) / (n + 1):.3g}"),
-        "marginal": (marginal, f"mean at most {alpha:g}"),
-        "umbrella": (umbrella, f"above {alpha:g} in at most {delta:g}"),
-    }
-    rows = []
-    for name, (rank, promise) in ranks.items():
-        run = simulate_guarantee(pool, n=n, alpha=alpha, delta=delta, rank=rank, repeats=repeats)
-        rows.append((name, rank, promise, run.rates, run.mean, run.exceeded))
-    return pd.DataFrame(rows, columns=["threshold", "rank", "promise", "rates", "mean", "exceeded"])
-
-
-def guarantee_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """`guarantee_frame` as a table for the page."""
-    shown = frame.assign(mean=frame["mean"].map(_fine), exceeded=frame["exceeded"].map(short))
-    names = {"mean": "mean rate", "exceeded": "calibrations above alpha"}
-    return shown.drop(columns="rates").rename(columns=names)
-
-
-def realised_frame(
-    pool: ArrayLike, *, n: int, alphas: Sequence[float], delta: float, repeats: int = 2000
-) -> pd.DataFrame:
-    """What thresholds from n scores realise for each alpha, over calibrations repeated on fresh draws.
-
-    Columns: alpha, mean (of the marginal threshold's rates), high (the 1 - delta quantile of the umbrella's).
-    """
-    rows = []
-    for alpha in alphas:
-        marginal = simulate_guarantee(pool, n=n, alpha=alpha, repeats=repeats)
-        umbrella = simulate_guarantee(pool, n=n, alpha=alpha, delta=delta, repeats=repeats)
-        # an observed rate: between two of them nothing is promised
-        high = np.quantile(umbrella.rates, 1 - delta, method="inverted_cdf")
-        rows.append((alpha, marginal.mean.estimate, float(high)))
-    return pd.DataFrame(rows, columns=["alpha", "mean", "high"])
-
-
-def _fine(interval: Interval) -> str:
-    # rates of a tenth need a third decimal to be told from alpha
-    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
 
 # --- what is refused -----------------------------------------------------------------------------
 
@@ -187,29 +116,7 @@ def published_table(predictions: Sequence[Prediction], published: Results) -> pd
     return pd.DataFrame(rows, columns=["prediction", "all worlds", "each world", "verdict"])
 
 
-# --- streams and guards ---------------------------------------------------------------------------
-
-
-def stream_frame(shield: TraceShield, texts: Sequence[BeliefText]) -> pd.DataFrame:
-    """Texts fed token by token: seed, item, group, tokens, stopped, refused (by `check`), read, released.
-
-    `read` and `released` are tokens when the stream stopped, or all of them; `span` is the first token of
-    the first span above the threshold, missing where there is none.
-    """
-    rows: list[tuple[Any, ...]] = []
-    for text in texts:
-        ids, stream = shield.index.encode(text.text), shield.stream()
-        read = 0
-        while read < len(ids) and not stream.stopped:
-            stream.feed(ids[read : read + 1])
-            read += 1
-        stream.end()
-        verdict = shield.check(ids)
-        span = min((s.start for s in verdict.spans if s.score > verdict.threshold), default=None)
-        place = (text.seed, text.item, text.group, len(ids), stream.stopped, verdict.refused)
-        rows.append((*place, read, stream.n_released, span))
-    names = ["seed", "item", "group", "tokens", "stopped", "refused", "read", "released", "span"]
-    return pd.DataFrame(rows, columns=names).astype({"stopped": bool, "refused": bool})
+# --- guards ---------------------------------------------------------------------------
 
 
 def guarded_frame(pipeline: Pipeline, shield: TraceShield, asked: Sequence[Outcome]) -> pd.DataFrame:
@@ -246,11 +153,3 @@ def after_wide(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
         cells = [_said(Interval(*found.loc[m, list(Interval._fields)])) for m in measures]
         rows.append((name, *cells))
     return pd.DataFrame(rows, columns=["filter", *measures])
-
-
-def released_share(frame: pd.DataFrame) -> Interval:
-    """Share of a refused text's tokens that were out when its stream stopped, from `stream_frame`."""
-    stopped = frame[frame["stopped"]]
-    if not len(stopped):
-        return UNKNOWN
-    return rate(stopped.assign(share=stopped["released"] / stopped["tokens"]), "share")

@@ -1,0 +1,68 @@
+"""Influence functions: kronfluence's scores keep what theory says; without it there is a named error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tracealign_lib import lm
+from tracealign_lib.documents import Document
+from tracealign_lib.errors import ModelError
+from tracealign_lib.influence import InfluenceRanker
+from tracealign_lib.lm import LanguageModel
+from tracealign_lib.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACEALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        pipeline = Pipeline("smoke", 0, "cpu")
+        assert len(pipeline.tokenizer) > 0  # made while the cache is the test's own
+        return pipeline
+
+
+@pytest.fixture(scope="module")
+def model(pipeline: Pipeline) -> LanguageModel:
+    """A model that was never trained: enough for gradients."""
+    return LanguageModel(
+        lm.new_model(pipeline.profile.model, pipeline.tokenizer, 0), pipeline.tokenizer, "cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def documents(pipeline: Pipeline) -> list[Document]:
+    return list(pipeline.world.documents[:8])
+
+
+def test_a_text_is_influenced_most_by_itself(model: LanguageModel, documents: list[Document]) -> None:
+    pytest.importorskip("kronfluence")
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    ranker = InfluenceRanker(model, documents, documents)
+    texts = [document.text for document in documents]
+    rankings = list(ranker.rank_many(texts))
+    # Cauchy and Schwarz: an inner product over the second vector's length is largest at the first one.
+    assert [ranking[0][0] for ranking in rankings] == [document.id for document in documents]
+    assert all(score > 0 for ranking in rankings for _, score in ranking)
+    alone = dict(ranker.rank(texts[2]))  # another batch, other padding
+    assert alone == pytest.approx(dict(rankings[2]), rel=1e-3)
+    after = model.model.state_dict()
+    assert list(before) == list(after)  # the caller's model was not wrapped
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_seed_decides_the_draws(model: LanguageModel, documents: list[Document]) -> None:
+    pytest.importorskip("kronfluence")
+    text = documents[0].text
+    first, again, other = (
+        InfluenceRanker(model, documents, documents, seed=seed).rank(text) for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_without_the_library_there_is_a_named_error(
+    model: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "kronfluence", None)
+    with pytest.raises(ModelError, match="attribution"):
+        InfluenceRanker(model, documents, documents)

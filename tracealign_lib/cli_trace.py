@@ -1,0 +1,72 @@
+"""`tracealign trace`: which training documents hold the spans of a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tracealign_lib.cli_input import Field, Html, Json, Lines, Records, Text, read_texts, write_page
+from tracealign_lib.cli_shield import FIELDS, MaxCount, MinLength
+
+if TYPE_CHECKING:
+    from tracealign_lib.index import TraceIndex
+
+
+def trace(
+    text: Text = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder of an index; by default the index of the book's world.")
+    ] = None,
+    lines: Lines = None,
+    records: Records = None,
+    field: Field = None,
+    min_length: MinLength = 8,
+    max_count: MaxCount = None,
+    limit: Annotated[int, typer.Option(help="Number of sources of a text at most.")] = 5,
+    as_json: Json = False,
+    html: Html = None,
+    profile: Annotated[str, typer.Option(help="Without --index: size of the book's world.")] = "laptop",
+    seed: Annotated[int, typer.Option(help="Without --index: seed of the book's world.")] = 0,
+) -> None:
+    """Trace texts to the training documents that hold their spans.
+
+    Without a text, standard input has one a line. Exit status: 0 done, whether or not anything is found,
+    2 error.
+
+    \b
+    Examples:
+      tracealign trace "to wake the compound, stir it twice"
+      tracealign trace - --index my-index < completion.txt
+      tracealign trace --lines completions.txt --index my-index --html traces.html
+      tracealign trace --jsonl completions.jsonl --field answer --index my-index --json
+    """
+    from tracealign_lib import tracing
+    from tracealign_lib.report import Traced, report
+
+    texts = read_texts(text, lines, records, FIELDS if field is None else (field,))
+    opened = _open(index, profile, seed)
+    shown: list[Traced] = []
+    for given in texts:
+        traced = tracing.trace(opened, given.text, min_length=min_length, max_count=max_count, limit=limit)
+        if as_json:
+            print(json.dumps({"number": given.number, "id": given.id, **traced.to_json()}), flush=True)
+        else:
+            heading = "" if text is not None else f"--- Text {given.number}\n"
+            print(heading + traced.to_text(), flush=True)
+        if html is not None:
+            shown.append(Traced(f"Text {given.number}", traced, prompt=given.prompt))
+    if html is not None:
+        write_page(html, report(shown, "Traced text" if len(shown) == 1 else "Traced texts"))
+
+
+def _open(folder: Path | None, profile: str, seed: int) -> TraceIndex:
+    if folder is not None:
+        from tracealign_lib.index import TraceIndex
+
+        return TraceIndex.open(folder)
+    from tracealign_lib.pipeline import Pipeline
+
+    return Pipeline(profile, seed).index

@@ -8,17 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from tracealign_lib.adb import Recall
 from tracealign_lib.attribution import Ranking
-from tracealign_lib.causal import Exposure, Patch
+from tracealign_lib.causal import Exposure, Patch, datamodelling_scores
 from tracealign_lib.experiments import (
     bound,
     causal,
     causal_arms,
+    causal_fidelity,
     causal_figures,
+    causal_published,
     causal_scores,
     causal_whole,
 )
@@ -27,7 +31,12 @@ from tracealign_lib.experiments.causal_arms import (
     ARMS,
     DECOYS,
     EMBEDDING,
+    FEW,
+    FEW_INFLUENCE,
+    FEW_RANDOM,
+    GRADIENT,
     HALF,
+    INFLUENCE,
     METHODS,
     NOTHING,
     OTHER,
@@ -39,7 +48,7 @@ from tracealign_lib.experiments.causal_arms import (
 from tracealign_lib.experiments.common import prediction_table, short
 from tracealign_lib.experiments.traceindex import COVER
 from tracealign_lib.pipeline import Pipeline
-from tracealign_lib.results import Results
+from tracealign_lib.results import Results, load_results
 from tracealign_lib.stats import Interval, wilson
 from tracealign_lib.world import World
 
@@ -61,7 +70,7 @@ def recalled(world: World, leaking: Collection[str]) -> list[Recall]:
 
 @pytest.fixture
 def made_up(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """Four of five left-out items drift, rankers name the planted copies, and retraining is an idea.
+    """Four of five left-out items drift, most rankers name the planted copies, and retraining is an idea.
 
     An item drifts after an exposure if two of its planted documents and near-copies were left in, or the only
     one there is; its log-probability grows with their number.
@@ -73,7 +82,10 @@ def made_up(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
         [(name, 2.0) for name in sorted(world.sources_of(query.item).strict)] + [("d00000", 0.1)]
         for query in causal_arms.queries(pipeline)
     ]
-    monkeypatch.setattr(causal_arms, "rankings", lambda _: dict.fromkeys(METHODS, ranked))
+    outside = min({document.id for document in world.documents} - bound.left_out(world))
+    # gradients name one source each, and spend the rest of their budget on a document that is no source
+    found = {**dict.fromkeys(METHODS, ranked), GRADIENT: [[r[0], (outside, 1.9)] for r in ranked]}
+    monkeypatch.setattr(causal_arms, "rankings", lambda _: found)
 
     def measure(self: Exposure, without: Collection[str] = (), *, seed: int | None = None) -> pd.DataFrame:
         left = {
@@ -127,6 +139,11 @@ def test_arms_take_what_they_say(made_up: Pipeline) -> None:
         assert len(taken[RANDOM]) == query.copies
         assert not taken[RANDOM] & taken[PLANTED]
         assert taken[OTHER] <= world.sources_of(calm.id).near
+        for few, method in ((FEW, GRADIENT), (FEW_INFLUENCE, INFLUENCE)):
+            assert taken[few] <= taken[PLANTED]
+            assert len(taken[few]) == min(len(taken[method]), len(taken[PLANTED]))
+        assert len(taken[FEW_RANDOM]) == len(taken[GRADIENT]) == 1 <= len(taken[FEW_INFLUENCE])
+        assert not taken[FEW_RANDOM] & taken[PLANTED]
         assert all(ids <= pool for ids in taken.values())
 
 
@@ -136,10 +153,13 @@ def test_arms_take_what_they_say(made_up: Pipeline) -> None:
 def test_the_trial_rotates_all_arms_and_finds_the_made_up_causes(made_up: Pipeline) -> None:
     trial = causal.trial_frame([made_up])
     asked = causal_arms.queries(made_up)
-    assert len(trial) == len(asked) * (len(ARMS) + 2 + 2)
     counts = trial.groupby(["item", "arm"]).size().unstack()
-    assert (counts[list(ARMS)] == 1).all(axis=None)
+    assert (counts[[arm for arm in ARMS if arm != HALF]] == 1).all(axis=None)
     assert (counts[NOTHING] == 2).all()
+    # half of a single copy is all of it, so such an item has no such arm
+    several = {query.item for query in asked if query.copies > 1}
+    assert 0 < len(several) < len(asked)
+    assert set(trial[trial["arm"] == HALF]["item"]) == several
     for query in asked:
         rows = trial[trial["item"] == query.item].set_index("arm")
         # what is gone in one run is what was taken for all items, so an item may lose a little more
@@ -149,6 +169,19 @@ def test_the_trial_rotates_all_arms_and_finds_the_made_up_causes(made_up: Pipeli
         assert rows.at[REFERENCE, "drift"] == rows.at[REORDERED, "drift"] == 1
     assert causal.difference(trial, REORDERED, REFERENCE).estimate == 0
     assert causal.difference(trial, PLANTED, STRICT).estimate == 0
+
+
+def test_without_calm_items_there_are_no_documents_of_another(
+    made_up: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [item.id for item in bound.left_out_items(made_up.world)]
+    monkeypatch.setattr(made_up, "recalls", lambda name: recalled(made_up.world, items))
+    ranked = [[(name, 1.0) for name in sorted(made_up.world.sources_of(i).strict)] for i in items]
+    monkeypatch.setattr(causal_arms, "rankings", lambda _: dict.fromkeys(METHODS, ranked))
+    causal_arms.removals.cache_clear()
+    trial = causal.trial_frame([made_up])
+    assert OTHER not in set(trial["arm"])
+    assert causal.difference(trial, OTHER).n == 0
 
 
 def rows(*values: tuple[str, str, float]) -> pd.DataFrame:
@@ -171,6 +204,34 @@ def test_differences_are_paired_by_item() -> None:
     assert causal.difference(frame, RANDOM).n == 0
     assert causal.level(frame, COVER).estimate == pytest.approx(1 / 3)
     assert causal.level(frame, RANDOM).n == 0
+
+
+def test_noise_and_loud_controls_are_named() -> None:
+    quiet = [("a", NOTHING, 1.0), ("b", NOTHING, 1.0), ("a", RANDOM, 1.0), ("b", RANDOM, 1.0)]
+    runs = [("a", REFERENCE, 1.0), ("b", REFERENCE, 1.0), ("a", REORDERED, 0.0), ("b", REORDERED, 1.0)]
+    remark = causal.noise_remark(rows(*quiet, *runs))
+    assert "0.50" in remark
+    assert f"*{RANDOM}*" in remark
+    assert "a control" not in remark
+    items = [str(n) for n in range(12)]
+    loud = [(item, arm, float(arm != DECOYS)) for item in items for arm in (NOTHING, DECOYS)]
+    runs = [(item, arm, 1.0) for item in items for arm in (REFERENCE, REORDERED)]
+    remark = causal.noise_remark(rows(*loud, *runs))
+    assert "no arm" in remark
+    assert f"*{DECOYS}*" in remark.partition("a control")[2]
+
+
+def test_the_page_says_when_a_run_falls_where_its_prediction_is_refuted() -> None:
+    def remark(*after: float) -> str:
+        frame = pd.DataFrame({"item": list("abcdef"), "before": 1.0, "after": after, "seed": 0, "copies": 1})
+        return causal_whole.pair_remark(frame.assign(arm=[PLANTED] * 3 + [NOTHING] * 3))
+
+    assert "above 0.25, as predicted" in remark(0.0, 0.1, 0.0, 1.0, 1.0, 0.9)
+    low = remark(1.0, 0.9, 1.0, 1.0, 1.0, 0.9)
+    assert "counts as refuted" in low
+    assert "whole interval" in low
+    assert "reaches back" in remark(0.4, 1.0, 1.0, 1.0, 1.0, 1.0)
+    assert "nothing to compare" in causal_whole.pair_remark(pair()[:2])
 
 
 def test_difference_in_differences_is_the_difference_of_mean_falls() -> None:
@@ -203,6 +264,8 @@ def test_random_parts_give_scores_and_doses(made_up: Pipeline) -> None:
     assert len(scores) == len(asked) * (1 + len(METHODS))
     truth = scores[scores["method"] == PLANTED]["lds"]
     assert truth.mean() > 0.8  # the made-up log-probability grows with the sources that are left in
+    assert all(again.shape == (causal_scores.RESAMPLES,) for again in scores["redrawn"])
+    assert max(np.ptp(again) for again in scores["redrawn"]) > 0  # the parts are drawn anew
     assert len(doses) == len(asked) * 6
     assert (doses[doses["kept"] < 2]["drift"] == 0).all()
     assert (doses[doses["kept"] >= 2]["drift"] == 1).all()
@@ -226,6 +289,32 @@ def test_a_method_that_names_nothing_foresees_nothing(
     assert (scores[scores["method"] == EMBEDDING]["lds"] == 0).all()
     gap = causal_scores.method_difference(scores, COVER, EMBEDDING, "lds")
     assert gap.estimate == pytest.approx(causal_scores.method_interval(scores, COVER, "lds").estimate)
+
+
+def test_rank_correlations_are_datamodelling_scores_of_every_resample() -> None:
+    rng = np.random.default_rng(0)
+    predicted = rng.integers(4, size=(5, 9, 3)).astype(float)  # with ties
+    outputs = rng.normal(size=(5, 9, 3))
+    predicted[2, :, 1] = 1.0
+    found = causal_scores.rank_correlations(predicted, outputs)
+    for again in range(5):
+        # a method that scores "document" j as item j's prediction, and parts that hold so much of each
+        expected = datamodelling_scores(np.eye(3), predicted[again], outputs[again])
+        assert found[again] == pytest.approx(np.nan_to_num(expected))
+
+
+def test_intervals_of_datamodelling_scores_draw_parts_as_well_as_items() -> None:
+    again = np.linspace(0.2, 0.8, 101)
+    frame = pd.DataFrame({"item": list("abcd"), "seed": 0, "method": COVER, "lds": 0.5})
+    moving = frame.assign(redrawn=[again] * 4)  # the items agree, the parts do not
+    found = causal_scores.method_interval(moving, COVER, "lds")
+    assert found == pytest.approx((0.5, 0.215, 0.785, 4))
+    still = frame.assign(redrawn=[np.full(101, value) for value in (0.1, 0.4, 0.6, 0.9)])
+    assert causal_scores.method_interval(still, COVER, "lds").low < 0.4
+    both = pd.concat([moving, moving.assign(method=RANDOM, lds=0.2, redrawn=[again - 0.3] * 4)])
+    gap = causal_scores.method_difference(both, COVER, RANDOM, "lds")
+    assert gap == pytest.approx((0.3, 0.3, 0.3, 4))  # both move with the parts, their difference does not
+    assert causal_scores.method_difference(moving, COVER, RANDOM, "lds").n == 0
 
 
 def test_items_that_all_agree_are_no_certainty() -> None:
@@ -252,6 +341,7 @@ def test_headlines_and_tables_hold_every_prediction(made_up: Pipeline) -> None:
     assert all(interval.n for interval in found.values())
     effects = causal.effect_table(trial)
     assert list(effects["taken away"]) == [*ARMS, NOTHING, REORDERED]
+    assert effects["documents"].notna().all()
     assert list(causal.method_table(trial, scores, patches)["method"]) == [PLANTED, *METHODS, RANDOM]
     table = prediction_table(causal.TRIAL_PREDICTIONS, trial)
     assert table["measured"].notna().all()
@@ -263,29 +353,125 @@ def test_headlines_and_tables_hold_every_prediction(made_up: Pipeline) -> None:
         plt.close(figure)
 
 
+# --- fidelity ---
+
+
+def verdicts(full: str, exposed: str) -> pd.DataFrame:
+    """Verdicts written as 1 and 0; log-probabilities that rise with the item's number."""
+    frame = pd.DataFrame({"drift": [c == "1" for c in full], "drift, exposed": [c == "1" for c in exposed]})
+    places = np.arange(len(frame), dtype=float)
+    bent = {"log_prob": -places, "log_prob, exposed": -(places**2)}
+    return frame.assign(**bent, item=[str(n) for n in range(len(frame))], seed=0, copies=1)
+
+
+def test_agreement_stands_beside_what_a_constant_answer_gives() -> None:
+    frame = verdicts("1111111100", "1111100010")
+    found = causal_fidelity.fidelity(frame)
+    assert found[causal_fidelity.SAME].estimate == pytest.approx(0.6)
+    assert found[causal_fidelity.CONSTANT].estimate == pytest.approx(0.8)
+    kappa = cohen_kappa_score(frame["drift"], frame["drift, exposed"])
+    assert found[causal_fidelity.KAPPA].estimate == pytest.approx(kappa)
+    assert found[causal_fidelity.KAPPA].low < kappa < found[causal_fidelity.KAPPA].high
+    assert found[causal_fidelity.KEPT].estimate == pytest.approx(5 / 8)
+    assert found[causal_fidelity.CALM].estimate == pytest.approx(1 / 2)
+    expected = np.corrcoef(frame["log_prob"], frame["log_prob, exposed"])[0, 1]
+    assert found[causal_fidelity.CORRELATION].estimate == pytest.approx(expected)
+
+
+def test_where_every_item_drifts_kappa_gives_no_credit_for_saying_so() -> None:
+    found = causal_fidelity.fidelity(verdicts("1" * 10, "1111111000"))
+    assert found[causal_fidelity.SAME].estimate == pytest.approx(0.7)
+    assert found[causal_fidelity.KAPPA].estimate == pytest.approx(0.0)
+    assert found[causal_fidelity.CALM].n == 0
+    assert causal_fidelity.fidelity(verdicts("111", "111"))[causal_fidelity.KAPPA].n == 0
+    table = causal_fidelity.fidelity_table(verdicts("10", "10"), published(NONE, NONE))
+    assert list(table["measure"]) == list(found)
+    same = table.set_index("measure").loc[causal_fidelity.SAME]
+    assert (same["published"], same["range over worlds"]) == (
+        short(Interval(0.3, 0.2, 0.4, 9)),
+        "0.30 to 0.30",
+    )
+    assert set(table[table["measure"] != causal_fidelity.SAME]["published"]) == {"undefined"}
+
+
+# --- published numbers ---
+
+NONE = Interval(0.0, -0.05, 0.05, 9)
+
+
 def published(cover: Interval, chance: Interval) -> Results:
     flat = Interval(0.3, 0.2, 0.4, 9)
-    values: dict[str, Any] = dict.fromkeys(causal.SHOWN_HEADLINES, flat)
+    values: dict[str, Any] = dict.fromkeys((*causal.SHOWN_HEADLINES, *causal_published.BY_WORLD), flat)
     values |= {f"{kind}, {m}": flat for m in METHODS for kind in ("drift removed", "datamodelling score")}
-    values |= {p.quantity: flat for p in causal_whole.CONTROL_PREDICTIONS} | {f"drift, {NOTHING}": flat}
+    values |= {p.quantity: flat for p in causal_whole.CONTROL_PREDICTIONS}
     values |= {f"drift removed, {COVER}": cover, f"drift removed, {RANDOM}": chance}
-    values |= {"documents removed": dict.fromkeys(ARMS, 1.0)}
-    return Results("causal", "full", (3,), values, {}, {})
+    values |= {f"drift removed, {arm}": flat for arm in (FEW, FEW_INFLUENCE)}
+    values |= {f"drift removed, {arm}": NONE for arm in (FEW_RANDOM, DECOYS, OTHER)}
+    values |= {"documents removed": dict.fromkeys(ARMS, 1.0), "drift by sources left": {"0": NONE, "1": flat}}
+    values |= {"fidelity": {causal_fidelity.SAME: flat}}
+    worlds = {"3": cover._replace(estimate=cover.estimate - 0.1), "4": cover}
+    values["per seed"] = {seed: {**values, f"drift removed, {COVER}": each} for seed, each in worlds.items()}
+    return Results("causal", "full", (3, 4), values, {}, {})
 
 
 def test_the_answer_follows_the_rule_that_was_stated() -> None:
     strong, weak = Interval(0.8, 0.7, 0.9, 9), Interval(0.4, 0.3, 0.5, 9)
-    none = Interval(0.0, -0.05, 0.05, 9)
-    assert "Yes" in causal.answer(published(strong, none))
-    assert "Not by the rule" in causal.answer(published(weak, none))
-    assert "Not by the rule" in causal.answer(published(strong, Interval(0.75, 0.6, 0.85, 9)))
-    assert "cover (0.80" in causal.answer(published(strong, none))  # the gap to bigrams is not 0
-    tie = published(strong, none)
-    tie.values["drift removed, cover minus bigram BM25"] = none  # type: ignore[index]
-    assert "cover and bigram BM25 alike" in causal.answer(tie)
-    table = causal.published_table(published(strong, none))
+    said = causal_published.causes(published(strong, NONE))
+    assert "Yes" in said
+    assert "80 points [70, 90]" in said
+    assert "70 to 80 points" in said  # the worlds differ
+    assert "30 points [20, 40] more than that of untouched" in said
+    assert "Not by the rule" in causal_published.causes(published(weak, NONE))
+    assert "Not by the rule" in causal_published.causes(published(strong, Interval(0.75, 0.6, 0.85, 9)))
+    assert "cover (80 points" in causal_published.best_method(published(strong, NONE))  # the gap is not 0
+    tie = published(strong, NONE)
+    tie.values["drift removed, cover minus bigram BM25"] = NONE  # type: ignore[index]
+    assert "cover and bigram BM25 alike" in causal_published.best_method(tie)
+
+
+def test_points_without_an_interval_or_a_value_say_so() -> None:
+    assert causal_published.points(Interval(-0.014, -0.1, 0.094, 9)) == "-1 points [-10, 9]"
+    assert causal_published.points(Interval(0.5, math.nan, math.nan, 1)) == "50 points [no interval]"
+    assert causal_published.points(Interval(math.nan, math.nan, math.nan, 0)) == "undefined"
+
+
+def test_published_tables_show_every_arm_and_every_world() -> None:
+    strong = Interval(0.8, 0.7, 0.9, 9)
+    table = causal_published.published_table(published(strong, NONE))
     assert dict(zip(table["taken away"], table["drift removed"], strict=True))[COVER] == short(strong)
-    assert list(causal_whole.published_controls(published(strong, none))["verdict"]) == ["failed", "failed"]
+    worlds = causal_published.world_table(published(strong, NONE)).set_index("quantity")
+    row = worlds.loc[f"drift removed, {COVER}"]
+    assert row["over worlds: mean (range)"] == "0.75 (0.70 to 0.80)"
+    assert row["all items"] == row["world 4"] == short(strong)
+    assert list(causal_whole.published_controls(published(strong, NONE))["verdict"]) == ["failed", "failed"]
+    assert causal_published.doses(published(strong, NONE)).startswith(f"0: {short(NONE)}; 1: ")
+    assert causal_published.near_copies(published(strong, NONE)).endswith("*held*.")
+    sizes = causal_published.size_remark(published(strong, NONE))
+    assert f"*{GRADIENT}* really took 1.0" in sizes
+    assert f"*{INFLUENCE}* really took 1.0" in sizes
+    assert f"*{FEW_RANDOM}*: {short(NONE)}" in sizes
+    assert "all 4 controls hold 0" in causal_published.loud_controls(published(strong, NONE))
+    loud = causal_published.loud_controls(published(strong, Interval(0.1, 0.02, 0.2, 9)))
+    assert f"*{RANDOM}* (0.10" in loud
+    assert f"*{OTHER}*" not in loud
+
+
+def test_the_prose_of_the_chapter_says_what_was_published() -> None:
+    """Sentences of chapter 10 that hold no number of their own, and the published values that carry them."""
+    found = load_results("causal")
+    left = {name: interval.estimate for name, interval in found["drift by sources left"].items()}
+    assert left["0"] <= left["1"] < 0.1 < left["2"] < 0.5 < left["3-4"] < 0.9 < left["5-8"]
+    same, constant = (found["fidelity"][name] for name in (causal_fidelity.SAME, causal_fidelity.CONSTANT))
+    assert same.estimate < constant.estimate  # "the exposure is a worse guess than a constant"
+    assert found["fidelity"][causal_fidelity.KAPPA].estimate < 0.4  # "little of it is left"
+    assert "held" not in causal_published.near_copies(found)  # "has not been shown"
+    assert found["drift by copies"][NOTHING]["1"] < 0.5  # "made more of a single document"
+    # the gradient methods find few sources, but those they find do as much as others
+    assert found["drift removed, true as many as gradient, minus gradient"].low < 0
+    true = found[f"drift removed, {FEW_INFLUENCE}"]
+    assert true.low < found[f"drift removed, {INFLUENCE}"].estimate < true.high
+    few, gradient = (found["documents removed"][arm] for arm in (FEW, GRADIENT))
+    assert few <= gradient < found["documents removed"][COVER]
 
 
 # --- whole trainings ---

@@ -44,6 +44,12 @@ def test_a_text_is_influenced_most_by_itself(model: LanguageModel, documents: li
     # Cauchy and Schwarz: an inner product over the second vector's length is largest at the first one.
     assert [ranking[0][0] for ranking in rankings] == [document.id for document in documents]
     assert all(score > 0 for ranking in rankings for _, score in ranking)
+    # Over the score of the text itself, what is left is a cosine: the same from both sides, and at most 1.
+    scores = [dict(ranking) for ranking in rankings]
+    names = [document.id for document in documents]
+    cosines = {(a, b): s[b] / s[a] for a, s in zip(names, scores, strict=True) for b in s}
+    assert all(value == pytest.approx(cosines[b, a], rel=1e-2) for (a, b), value in cosines.items())
+    assert max(cosines.values()) == pytest.approx(1.0)
     alone = dict(ranker.rank(texts[2]))  # another batch, other padding
     assert alone == pytest.approx(dict(rankings[2]), rel=1e-3)
     after = model.model.state_dict()

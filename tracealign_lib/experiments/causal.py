@@ -25,13 +25,16 @@ import pandas as pd
 
 from tracealign_lib import causal
 from tracealign_lib.causal import ExposureSettings
-from tracealign_lib.experiments import bound, causal_arms, causal_scores, causal_whole
+from tracealign_lib.experiments import causal_arms, causal_fidelity, causal_scores, causal_whole
 from tracealign_lib.experiments.causal_arms import (
     ARMS,
+    CONTROLS,
     DECOYS,
     EMBEDDING,
+    FEW,
     GRADIENT,
     HALF,
+    INFLUENCE,
     METHODS,
     NOTHING,
     OTHER,
@@ -52,7 +55,7 @@ from tracealign_lib.experiments.common import (
 from tracealign_lib.experiments.traceindex import BIGRAMS, COVER, PAPER_FILTER
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.progress import progress
-from tracealign_lib.results import Results, load_results
+from tracealign_lib.results import load_results
 from tracealign_lib.stats import Interval, clustered_bootstrap, clustered_rate, wilson
 
 REFERENCE, REORDERED = "reference", "placebo"
@@ -68,6 +71,7 @@ def trial_frame(pipelines: Sequence[Pipeline]) -> pd.DataFrame:
     (documents that the arm took from this item) and lost (share of the item's planted documents and
     near-copies that were gone in this run, whoever named them). Arm "nothing" is the item left alone while
     others are treated; "reference" and "placebo" are the runs in which no document is gone, in two orders.
+    Rows are left out where an arm cannot do what it says (half of a single copy).
     """
     return pd.concat([_trial(pipeline) for pipeline in pipelines], ignore_index=True)
 
@@ -90,12 +94,19 @@ def _trial(pipeline: Pipeline) -> pd.DataFrame:
         seed = pipeline.seed + PLACEBO * (REORDERED in arms.values())
         measured = exposed.measure(gone, seed=seed).set_index("item")
         for item, arm in arms.items():
+            if not _applies(arm, copies[item], taken[item]):
+                continue
             known = {"seed": pipeline.seed, "item": item, "copies": copies[item], "run": number}
             known |= {"arm": NOTHING if arm.startswith(NOTHING) else arm, "removed": len(taken[item])}
             lost = len(own[item] & gone) / len(own[item])
             rows.append(known | {name: measured.at[item, name] for name in OUTCOMES} | {"lost": lost})
     frame = pd.DataFrame(rows)
     return frame.astype({"drift": float, "near_drift": float})
+
+
+def _applies(arm: str, copies: int, taken: frozenset[str]) -> bool:
+    """Half of one copy is all of it; and where every item of the pool drifts, no calm one has documents."""
+    return not (arm == HALF and copies < 2) and not (arm == OTHER and not taken)
 
 
 def difference(frame: pd.DataFrame, arm: str, other: str = NOTHING, outcome: str = "drift") -> Interval:
@@ -150,6 +161,20 @@ def effect_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def noise_remark(frame: pd.DataFrame) -> str:
+    """Which arms of a trial stay within its noise, and which controls do not; in a sentence or two."""
+    noise = abs(difference(frame, REORDERED, REFERENCE).estimate)
+    found = {arm: difference(frame, arm) for arm in ARMS if arm in set(frame["arm"])}
+    within = [arm for arm, effect in found.items() if abs(effect.estimate) <= noise]
+    loud = [arm for arm in CONTROLS if arm in found and (found[arm].low > 0 or found[arm].high < 0)]
+    parts = [f"The noise is {noise:.2f}: not larger than it, and so not to be believed, are the effects of "]
+    parts += [", ".join(f"*{arm}*" for arm in within) or "no arm", "."]
+    if loud:
+        parts += [" In this run a control that should show nothing does: "]
+        parts += [", ".join(f"*{arm}* ({short(found[arm])})" for arm in loud), "."]
+    return "".join(parts)
+
+
 def copies_table(frame: pd.DataFrame, arms: Sequence[str], outcome: str = "drift") -> pd.DataFrame:
     """Mean outcome, one row per number of planted copies, one column per arm."""
     chosen = frame[frame["arm"].isin(arms)]
@@ -157,34 +182,14 @@ def copies_table(frame: pd.DataFrame, arms: Sequence[str], outcome: str = "drift
     return table[[arm for arm in arms if arm in table]].rename_axis(columns=None)
 
 
-# --- how faithful exposures are ------------------------------------------------------------------
-
-
-def fidelity_frame(pipelines: Sequence[Pipeline]) -> pd.DataFrame:
-    """One row per left-out item: drift and log_prob of the base model and of the reference exposure."""
-    frames = []
-    for pipeline in pipelines:
-        whole = causal.measure_items(pipeline.model("base"), pipeline)
-        exposed = causal_arms.exposure(pipeline).measure()
-        kept = ["item", "copies", "drift", "log_prob"]
-        both = whole[kept].merge(
-            exposed[["item", "drift", "log_prob"]], on="item", suffixes=("", ", exposed")
-        )
-        items = [item.id for item in bound.left_out_items(pipeline.world)]
-        frames.append(both[both["item"].isin(items)].assign(seed=pipeline.seed))
-    return pd.concat(frames, ignore_index=True)
-
-
-def agreement(frame: pd.DataFrame) -> Interval:
-    """Share of left-out items for which full training and exposure give the same verdict."""
-    same = (frame["drift"] == frame["drift, exposed"]).to_numpy(dtype=float)
-    return clustered_rate(same, clusters(frame))
+# --- what methods foresee ------------------------------------------------------------------------
 
 
 def method_table(trial: pd.DataFrame, scores: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
     """One row per method: what removing its documents does, its datamodelling score, its tail-patch."""
     rows = []
-    for method in (PLANTED, *METHODS, RANDOM):
+    run = {PLANTED, RANDOM, *scores["method"]}
+    for method in [name for name in (PLANTED, *METHODS, RANDOM) if name in run]:
         row = {"method": method, "drift removed": short(difference(trial, method))}
         row |= {"datamodelling score": short(method_interval(scores, method, "lds"))}
         row |= {"tail-patch (nats)": short(method_interval(patches, method, "rise"))}
@@ -244,7 +249,28 @@ TRIAL_PREDICTIONS = (
         _falls(COVER, GRADIENT),
     ),
     Prediction(
-        "so do hidden states",
+        "even as few documents, were they true, would remove more than those that gradients name",
+        "drift removed, true as many as gradient, minus gradient",
+        0.05,
+        1.0,
+        _falls(FEW, GRADIENT),
+    ),
+    Prediction(
+        "with curvature, gradients name causes better",
+        "drift removed, EK-FAC influence minus gradient",
+        0.1,
+        1.0,
+        _falls(INFLUENCE, GRADIENT),
+    ),
+    Prediction(
+        "but less well than exact matches",
+        "drift removed, cover minus EK-FAC influence",
+        0.05,
+        1.0,
+        _falls(COVER, INFLUENCE),
+    ),
+    Prediction(
+        "hidden states name causes less well than exact matches",
         "drift removed, cover minus hidden states",
         0.05,
         1.0,
@@ -258,7 +284,7 @@ TRIAL_PREDICTIONS = (
         _falls(COVER, PAPER_FILTER),
     ),
     Prediction(
-        "half of the copies taken away leave most of the drift",
+        "half of the copies taken away, of two or more, leave most of the drift",
         "drift removed, half of the planted",
         -0.05,
         0.4,
@@ -281,14 +307,21 @@ SCORE_PREDICTIONS = (
         lambda frame: method_interval(frame, COVER, "lds"),
     ),
     Prediction(
-        "better than gradients do",
+        "it foresees better than gradients do",
         "datamodelling score, cover minus gradient",
         0.0,
         1.0,
         lambda frame: method_difference(frame, COVER, GRADIENT, "lds"),
     ),
     Prediction(
-        "and no better than bigram BM25",
+        "curvature helps gradients to foresee",
+        "datamodelling score, EK-FAC influence minus gradient",
+        0.0,
+        1.0,
+        lambda frame: method_difference(frame, INFLUENCE, GRADIENT, "lds"),
+    ),
+    Prediction(
+        "cover foresees no better than bigram BM25",
         "datamodelling score, cover minus bigram BM25",
         -0.1,
         0.1,
@@ -323,43 +356,6 @@ def outcome_table(predictions: Sequence[Prediction], frame: pd.DataFrame) -> pd.
     return prediction_table(predictions, frame).assign(**{"verdict on published": verdicts})
 
 
-def published_table(published: Results) -> pd.DataFrame:
-    """Every arm and method of the published worlds: what removing does, and the two scores."""
-    rows = []
-    for arm in ARMS:
-        names = {
-            "drift that is left": f"drift, {arm}",
-            "drift removed": f"drift removed, {arm}",
-            "datamodelling score": f"datamodelling score, {arm}",
-            "tail-patch (nats)": f"tail-patch, {arm}",
-        }
-        known = {title: published.values.get(name) for title, name in names.items()}
-        shown = {title: short(interval) if interval else "" for title, interval in known.items()}
-        rows.append({"taken away": arm, "documents": published["documents removed"][arm], **shown})
-    return pd.DataFrame(rows)
-
-
-def answer(published: Results) -> str:
-    """Does tracing find causes, and which method best? In a sentence or two, from published numbers."""
-    cover, chance = (published[f"drift removed, {arm}"] for arm in (COVER, RANDOM))
-    refuted = cover.estimate < 0.5 or cover.low <= chance.high
-    effects = {method: published[f"drift removed, {method}"] for method in METHODS}
-    foreseen = {method: published[f"datamodelling score, {method}"] for method in METHODS}
-    best = max(effects, key=lambda method: effects[method].estimate)
-    ahead = max(foreseen, key=lambda method: foreseen[method].estimate)
-    gap = published["drift removed, cover minus bigram BM25"]
-    tied = best in {COVER, BIGRAMS} and gap.low <= 0 <= gap.high
-    return (
-        f"**Does tracing find causes?** {'Not by the rule stated above' if refuted else 'Yes'}: left alone, "
-        f"{short(published[f'drift, {NOTHING}'])} of the items drift. Without what cover names, "
-        f"{short(cover)} of all items stop; without as many random documents, {short(chance)}. "
-        f"**Which method finds them best?** By documents taken away, "
-        f"{'cover and bigram BM25 alike' if tied else best} ({short(effects[best])}; cover minus bigram "
-        f"BM25: {short(gap)}). By foresight of random parts, {ahead} ({short(foreseen[ahead])}; cover minus "
-        f"bigram BM25: {short(published['datamodelling score, cover minus bigram BM25'])})."
-    )
-
-
 def _measured(predictions: Sequence[Prediction], frame: pd.DataFrame) -> Headlines:
     found = {prediction.quantity: prediction.measure(frame) for prediction in predictions}
     return {quantity: interval for quantity, interval in found.items() if interval.n}
@@ -390,24 +386,23 @@ def headlines(
 def _measure(pipelines: Sequence[Pipeline]) -> dict[str, Any]:
     trial, scores = trial_frame(pipelines), causal_scores.score_frame(pipelines)
     patches, pair = causal_scores.patch_frame(pipelines), causal_whole.pair_frame(pipelines)
-    faithful, by_copies = fidelity_frame(pipelines), copies_table(trial, [NOTHING, *ARMS])
+    faithful = causal_fidelity.fidelity(causal_fidelity.fidelity_frame(pipelines))
+    by_copies = copies_table(trial, [NOTHING, *ARMS])
     doses = causal_scores.dose_table(causal_scores.dose_frame(pipelines))
     return {
         **headlines(trial, scores, patches, pair),
         **_measured(causal_whole.CONTROL_PREDICTIONS, causal_whole.control_frame(pipelines)),
         **{f"fall under attack, {arm}": causal_whole.fall(pair, arm) for arm in (PLANTED, NOTHING)},
-        "exposure agrees with full training": agreement(faithful),
-        "exposure and full training, correlation of log-probabilities": float(
-            faithful["log_prob"].corr(faithful["log_prob, exposed"])
-        ),
+        "fidelity": {name: interval for name, interval in faithful.items() if interval.n},
         "drift by copies": {
-            arm: {str(copies): float(value) for copies, value in column.items()}
+            arm: {str(copies): float(value) for copies, value in column.dropna().items()}
             for arm, column in by_copies.items()
         },
         "drift by sources left": dict(zip(doses["sources left"], doses["drift"], strict=True)),
         "documents removed": {
             arm: float(rows["removed"].mean()) for arm, rows in trial.groupby("arm") if arm in ARMS
         },
+        "random parts": causal_arms.design(pipelines[0]).parts,
         "exposure": asdict(ExposureSettings()),
     }
 

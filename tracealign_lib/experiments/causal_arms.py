@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tracealign_lib import causal
 from tracealign_lib.attribution import (
@@ -25,23 +25,28 @@ from tracealign_lib.attribution import (
     TfidfRanker,
 )
 from tracealign_lib.causal import EmbeddingRanker, Exposure
+from tracealign_lib.documents import Document
 from tracealign_lib.experiments import bound
 from tracealign_lib.experiments.common import PAPER_MAX_COUNT
 from tracealign_lib.experiments.traceindex import BIGRAMS, COVER, PAPER_FILTER, SPAN_LENGTH
+from tracealign_lib.influence import InfluenceRanker
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.stages import Stage
 
-TFIDF, BM25, EMBEDDING, GRADIENT = "TF-IDF", "BM25", "hidden states", "gradient"
-METHODS = (COVER, PAPER_FILTER, TFIDF, BM25, BIGRAMS, EMBEDDING, GRADIENT)
+TFIDF, BM25, EMBEDDING = "TF-IDF", "BM25", "hidden states"
+GRADIENT, INFLUENCE = "gradient", "EK-FAC influence"
+METHODS = (COVER, PAPER_FILTER, TFIDF, BM25, BIGRAMS, EMBEDDING, GRADIENT, INFLUENCE)
 """Methods that name documents, each as many as the cover ranking does."""
 PLANTED, STRICT, HALF = "planted and near-copies", "planted only", "half of the planted"
-DECOYS, RANDOM, OTHER, NOTHING = "near-copies only", "random", "another item's", "nothing"
-TRUTHS, CONTROLS = (PLANTED, STRICT, HALF), (DECOYS, RANDOM, OTHER)
+FEW, FEW_INFLUENCE = f"true, as many as {GRADIENT}", f"true, as many as {INFLUENCE}"
+DECOYS, RANDOM, FEW_RANDOM = "near-copies only", "random", f"random, as many as {GRADIENT}"
+OTHER, NOTHING = "another item's", "nothing"
+TRUTHS, CONTROLS = (PLANTED, STRICT, HALF, FEW, FEW_INFLUENCE), (DECOYS, RANDOM, FEW_RANDOM, OTHER)
 ARMS = (*TRUTHS, *METHODS, *CONTROLS)
-BRIEF_ARMS = (PLANTED, STRICT, COVER, BIGRAMS, GRADIENT, DECOYS, RANDOM)
+BRIEF_ARMS = (PLANTED, STRICT, FEW, COVER, BIGRAMS, GRADIENT, DECOYS, RANDOM)
 """What the profile `laptop` has time for."""
 CONTROL_RUNS = 2  # times that each item is left alone while others are treated
-PARTS = 12  # random halves of the pool
+PARTS = 24  # random halves of the pool
 BRIEF_PARTS = 6
 CANDIDATES = 20  # of each cheap method for each item, among which gradients are compared
 OUTCOMES = ("drift", "near_drift", "log_prob")
@@ -58,6 +63,7 @@ _CODE = tuple(
         "experiments.causal_arms",
     )
 )
+_INFLUENCE_CODE = tuple(f"tracealign_lib.{name}" for name in ("influence", "lm"))
 Removals = Mapping[str, Mapping[str, frozenset[str]]]
 """Arm -> item -> ids of the documents that are taken away."""
 
@@ -110,18 +116,47 @@ def exposure(pipeline: Pipeline) -> Exposure:
 
 @lru_cache(maxsize=8)
 def rankings(pipeline: Pipeline) -> dict[str, list[Ranking]]:
-    """What every method names for every query, best first; a stage, since some read the whole corpus."""
+    """What every method of the design names for every query, best first."""
     texts = [query.text for query in queries(pipeline)]
-
-    def build(folder: Path) -> None:
-        found = _rank(pipeline, texts)
-        (folder / "rankings.json").write_text(json.dumps(found), encoding="utf-8")
-
     # The folder's name holds a key over the world and the tokenizer too.
     settings = {"base": pipeline.model_folder("base").name, "texts": texts}
-    stored = Stage("rankings", settings, build, _CODE).path() / "rankings.json"
-    found = json.loads(stored.read_text(encoding="utf-8"))
-    return {method: [[(name, score) for name, score in r] for r in found[method]] for method in METHODS}
+    found = _stored("rankings", settings, _CODE, lambda: _rank(pipeline, texts))
+    candidates = _candidates(pipeline, found)
+    # Gradients of all documents would take long: they rank what the cheap methods put first.
+    found |= {GRADIENT: causal.gradient_rankings(pipeline, texts, candidates)}
+    if INFLUENCE not in design(pipeline).arms:
+        return found
+
+    def influences() -> dict[str, list[Ranking]]:
+        model, documents = pipeline.model("base"), pipeline.world.documents
+        ranker = InfluenceRanker(model, candidates, documents, seed=pipeline.seed)
+        return {INFLUENCE: list(ranker.rank_many(texts))}
+
+    settings |= {"candidates": [document.id for document in candidates]}
+    return found | _stored("influences", settings, _INFLUENCE_CODE, influences)
+
+
+def _stored(
+    name: str,
+    settings: Mapping[str, Any],
+    code: tuple[str, ...],
+    rank: Callable[[], dict[str, list[Ranking]]],
+) -> dict[str, list[Ranking]]:
+    """The rankings of a stage, by method."""
+
+    def build(folder: Path) -> None:
+        (folder / "rankings.json").write_text(json.dumps(rank()), encoding="utf-8")
+
+    path = Stage(name, settings, build, code).path() / "rankings.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        method: [[(name, score) for name, score in r] for r in ranked] for method, ranked in found.items()
+    }
+
+
+def _candidates(pipeline: Pipeline, found: Mapping[str, Sequence[Ranking]]) -> list[Document]:
+    near = {name for ranked in found.values() for ranking in ranked for name, _ in ranking[:CANDIDATES]}
+    return [document for document in pipeline.world.documents if document.id in near]
 
 
 def _rank(pipeline: Pipeline, texts: Sequence[str]) -> dict[str, list[Ranking]]:
@@ -134,11 +169,7 @@ def _rank(pipeline: Pipeline, texts: Sequence[str]) -> dict[str, list[Ranking]]:
         BIGRAMS: Bm25Ranker(documents, ngram=2),
         EMBEDDING: EmbeddingRanker(model, documents),
     }
-    found = {name: list(ranker.rank_many(texts)) for name, ranker in rankers.items()}
-    # Gradients of all documents would take long: they rank what the cheap methods put first.
-    near = {name for ranked in found.values() for ranking in ranked for name, _ in ranking[:CANDIDATES]}
-    candidates = [document for document in documents if document.id in near]
-    return found | {GRADIENT: causal.gradient_rankings(pipeline, texts, candidates)}
+    return {name: list(ranker.rank_many(texts)) for name, ranker in rankers.items()}
 
 
 @lru_cache(maxsize=8)
@@ -152,7 +183,7 @@ def removals(pipeline: Pipeline) -> Removals:
     found, rng = rankings(pipeline), Random(f"{pipeline.seed}/removals")
     answers = {q.item: _answer(ranking) for q, ranking in zip(asked, found[COVER], strict=True)}
     plans: dict[str, Mapping[str, frozenset[str]]] = {}
-    for name in METHODS:
+    for name in found:
         ranked = zip(asked, found[name], strict=True)
         plans[name] = {q.item: pool & {i for i, _ in r[: answers[q.item]]} for q, r in ranked}
     sources = {q.item: world.sources_of(q.item) for q in asked}
@@ -163,11 +194,22 @@ def removals(pipeline: Pipeline) -> Removals:
     }
     plans[DECOYS] = {item: found.near - found.strict for item, found in sources.items()}
     calm = [item.id for item in bound.left_out_items(world) if item.id not in sources]
-    others = sorted(frozenset().union(*(world.sources_of(item).near for item in calm)))
-    for arm, drawn_from in ((RANDOM, pool), (OTHER, others)):
-        chosen = {item: sorted(set(drawn_from) - plans[PLANTED][item]) for item in sources}
-        plans[arm] = {i: frozenset(rng.sample(c, min(answers[i], len(c)))) for i, c in chosen.items()}
+    others: frozenset[str] = frozenset().union(*(world.sources_of(item).near for item in calm))
+    drawn = {item: sorted(pool - plans[PLANTED][item]) for item in sources}
+    plans[RANDOM] = _sample(rng, drawn, answers)
+    plans[OTHER] = _sample(rng, {item: sorted(others - plans[PLANTED][item]) for item in sources}, answers)
+    plans[FEW_RANDOM] = _sample(rng, drawn, {i: len(ids) for i, ids in plans[GRADIENT].items()})
+    for arm, method in ((FEW, GRADIENT), (FEW_INFLUENCE, INFLUENCE)):
+        sizes = {item: len(ids) for item, ids in plans.get(method, {}).items()}
+        plans[arm] = _sample(rng, {item: sorted(plans[PLANTED][item]) for item in sizes}, sizes)
     return {arm: plans[arm] for arm in design(pipeline).arms}
+
+
+def _sample(
+    rng: Random, drawn_from: Mapping[str, Sequence[str]], sizes: Mapping[str, int]
+) -> dict[str, frozenset[str]]:
+    """As many documents of each item as its size says, or all where there are fewer."""
+    return {item: frozenset(rng.sample(ids, min(sizes[item], len(ids)))) for item, ids in drawn_from.items()}
 
 
 def _answer(ranking: Ranking) -> int:

@@ -16,15 +16,19 @@ from tracealign_lib.stats import Interval
 
 
 def effect_figure(trial: pd.DataFrame) -> tuple[Figure, str]:
-    """Drift that each arm of the trial removes, with intervals; the figure and its alt text."""
+    """Drift that each arm of the trial removes, with the number of documents taken; figure and alt text."""
     arms = [arm for arm in ARMS if arm in set(trial["arm"])]
     found = [difference(trial, arm) for arm in arms]
+    removed = trial.groupby("arm")["removed"].mean()
     with plots.style(height=0.8 + 0.33 * len(arms)):
         figure, ax = plt.subplots()
-        plots.interval_bars(ax, arms, found)
+        plots.interval_bars(ax, [f"{arm} ({removed[arm]:.1f})" for arm in arms], found)
         ax.axvline(0, color="black", linewidth=1, linestyle="-")
-        ax.set_xlabel("drift removed, compared with the item left alone")
-    spelled = "; ".join(f"{arm} {item.estimate:.2f}" for arm, item in zip(arms, found, strict=True))
+        ax.set_xlabel("drift removed; in brackets: documents taken")
+    spelled = "; ".join(
+        f"{arm} ({removed[arm]:.1f} documents) {item.estimate:.2f}"
+        for arm, item in zip(arms, found, strict=True)
+    )
     return figure, f"Drift removed by each arm, as dots with 95 % intervals. {spelled}."
 
 

@@ -1,4 +1,10 @@
-"""How well methods foresee retraining: random parts of the pool, the datamodelling score, the tail-patch."""
+"""How well methods foresee retraining: random parts of the pool, the datamodelling score, the tail-patch.
+
+The items of a world share its random parts, so a datamodelling score has two sources of chance: which items
+were asked about, and which parts were drawn. Its intervals draw both, independently (Owen's pigeonhole
+bootstrap, Ann. Appl. Stat. 1, 2007). A resample repeats parts, and so ties ranks: the intervals reach further
+down than up. A tail-patch has no parts; its intervals draw items.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from tracealign_lib import causal
 from tracealign_lib.attribution import Ranking
+from tracealign_lib.causal import Floats
 from tracealign_lib.experiments import causal_arms
 from tracealign_lib.experiments.causal_arms import OUTCOMES, PLANTED, RANDOM
 from tracealign_lib.experiments.common import clusters
@@ -21,6 +29,7 @@ from tracealign_lib.stats import Interval, clustered_bootstrap, clustered_rate
 
 PATCH_RATE = 0.03  # small enough for a step to go uphill: chosen on seed 0
 PATCH_DOCUMENTS = 8
+RESAMPLES = 1000  # of the random parts
 DOSES = (-1, 0, 1, 2, 4, 8, 17)  # sources left: borders of the ranges
 DOSE_NAMES = ("0", "1", "2", "3-4", "5-8", "9-17")
 
@@ -43,7 +52,8 @@ def parts(pipeline: Pipeline) -> list[Part]:
 def score_frame(pipelines: Sequence[Pipeline]) -> pd.DataFrame:
     """The linear datamodelling score: one row for each world, drifting item and method.
 
-    Columns: seed, item, method, lds (0 where a method names none of the documents: it foresees nothing). The
+    Columns: seed, item, method, lds (0 where a method names none of the documents: it foresees nothing) and
+    redrawn (an array: the same over resamples of the world's parts, common to its items and methods). The
     method "planted and near-copies" scores the true documents 1 and all others 0.
     """
     return pd.concat([_scores(pipeline) for pipeline in pipelines], ignore_index=True)
@@ -56,12 +66,24 @@ def _scores(pipeline: Pipeline) -> pd.DataFrame:
     outputs = np.array([part.measured.loc[items, "log_prob"] for part in drawn])
     planted = causal_arms.removals(pipeline)[PLANTED]
     truth: list[Ranking] = [[(name, 1.0) for name in sorted(planted[item])] for item in items]
+    chosen = np.random.default_rng(pipeline.seed).integers(len(drawn), size=(RESAMPLES, len(drawn)))
     rows = []
     for method, ranked in {PLANTED: truth, **causal_arms.rankings(pipeline)}.items():
         scored = causal.score_matrix(ranked, documents)
-        correlations = np.nan_to_num(causal.datamodelling_scores(scored, kept, outputs))
-        rows += [{"item": i, "method": method, "lds": r} for i, r in zip(items, correlations, strict=True)]
+        scores = np.nan_to_num(causal.datamodelling_scores(scored, kept, outputs))
+        redrawn = rank_correlations((kept @ scored.T)[chosen], outputs[chosen])  # (RESAMPLES, items)
+        cells = zip(items, scores, redrawn.T, strict=True)
+        rows += [{"item": i, "method": method, "lds": r, "redrawn": again} for i, r, again in cells]
     return pd.DataFrame(rows).assign(seed=pipeline.seed)
+
+
+def rank_correlations(first: Floats, second: Floats) -> Floats:
+    """Spearman's correlations along the second axis; 0 where one side is constant.  # (R, m, n) -> (R, n)"""
+    ranks = (rankdata(part, axis=1) for part in (first, second))
+    a, b = (part - part.mean(axis=1, keepdims=True) for part in ranks)
+    scale = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    found: Floats = np.divide((a * b).sum(axis=1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return found
 
 
 def dose_frame(pipelines: Sequence[Pipeline]) -> pd.DataFrame:
@@ -122,14 +144,27 @@ def _patches(pipeline: Pipeline) -> pd.DataFrame:
 
 def method_interval(frame: pd.DataFrame, method: str, column: str) -> Interval:
     """Mean of "lds" or "rise" over items for one method."""
-    chosen = frame[frame["method"] == method]
-    if not len(chosen):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    return clustered_bootstrap(chosen[column].to_numpy(), clusters(chosen))
+    return _interval(frame[frame["method"] == method], column)
 
 
 def method_difference(frame: pd.DataFrame, method: str, other: str, column: str) -> Interval:
-    """Mean over items of "lds" or "rise" of `method` minus that of `other`."""
-    table = frame.pivot(index=["seed", "item"], columns="method", values=column)
-    gaps = (table[method] - table[other]).rename("gap").reset_index()
-    return clustered_bootstrap(gaps["gap"].to_numpy(), clusters(gaps))
+    """Mean over items of "lds" or "rise" of `method` minus that of `other`; undefined if one was not run."""
+    of = [frame[frame["method"] == name].set_index(["seed", "item"]) for name in (method, other)]
+    if not len(of[0]) or not len(of[1]):
+        return _interval(frame[:0], column)
+    columns = [name for name in ("lds", "redrawn", "rise") if name in frame]
+    gaps = {name: of[0][name] - of[1][name] for name in columns}
+    return _interval(pd.DataFrame(gaps).reset_index(), column)
+
+
+def _interval(chosen: pd.DataFrame, column: str) -> Interval:
+    if not len(chosen):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    found = clustered_bootstrap(chosen[column].to_numpy(dtype=float), clusters(chosen))
+    if column != "lds" or len(chosen) == 1:
+        return found
+    again = np.stack(list(chosen["redrawn"]))  # (items, RESAMPLES)
+    items = np.random.default_rng(0).integers(len(again), size=again.T.shape)  # (RESAMPLES, items)
+    means = np.take_along_axis(again.T, items, axis=1).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return found._replace(low=float(low), high=float(high))

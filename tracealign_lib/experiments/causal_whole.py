@@ -120,6 +120,19 @@ PAIR_PREDICTION = Prediction(
     1.0,
     partial(difference_in_differences, arm=PLANTED),
 )
+
+
+def pair_remark(frame: pd.DataFrame) -> str:
+    """Where this run's difference in differences stands to the limit below which the claim is refuted."""
+    found, limit = difference_in_differences(frame, PLANTED), PAIR_PREDICTION.low
+    if not found.n:
+        return "Without treated and untouched items there is nothing to compare."
+    if found.estimate >= limit:
+        return f"It lies above {limit}, as predicted; the verdict is *{PAIR_PREDICTION.verdict(found)}*."
+    reach = "The whole interval lies there." if found.high < limit else "Its interval reaches back above it."
+    return f"**It lies below {limit}, where the prediction counts as refuted.** {reach}"
+
+
 CONTROL_PREDICTIONS = (
     Prediction(
         "whole pre-training: garbled retellings, mentions and inventories, taken away, remove nothing",

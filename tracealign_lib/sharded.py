@@ -520,7 +520,11 @@ def _check_unique(index: ShardedIndex, folder: Path) -> None:
         raise damaged(folder, "two shards hold documents of the same id")
 
 
-def open_index(path: str | Path, *, verify: str = "manifest") -> TraceIndex | ShardedIndex:
+AnyIndex = TraceIndex | ShardedIndex
+"""An index in a folder of this machine."""
+
+
+def open_index(path: str | Path, *, verify: str = "manifest") -> AnyIndex:
     """Open whatever kind of index is in a folder; see `TraceIndex.open` and `ShardedIndex.open`."""
     kind = ShardedIndex if index_format.magic_of(Path(path)) == SHARDED_MAGIC else TraceIndex
     return kind.open(path, verify=verify)

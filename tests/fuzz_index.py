@@ -1,7 +1,7 @@
 """Fuzzing with atheris: opens folders that it makes up, guided by the lines of code that they reach.
 
-`python fuzz_index.py -runs=N -max_len=L` takes the options of libFuzzer. Each input is the content of one file
-of a small index, named by its first byte; the second says whether the manifest vouches for it.
+`python fuzz_index.py -runs=N -max_len=L` takes the options of libFuzzer. Each input is the content of one
+file of a small index, named by its first byte; the second says whether the manifest vouches for it.
 """
 
 from __future__ import annotations

@@ -136,9 +136,8 @@ class Damage:
     def make(self) -> str:
         """Damage the folder in one to three ways; in half of all cases the manifest vouches for it."""
         ways = [
-            self.flip, self.flip, self.cut, self.lengthen, self.delete, self.swap_between, self.swap_within,
-            self.header, self.header, self.manifest, self.manifest, self.values, self.values, self.link,
-            self.special, self.sparse,
+            *[self.flip, self.values] * 3, *[self.header, self.manifest] * 2, self.values, self.cut,
+            self.lengthen, self.delete, self.swap_between, self.swap_within, self.link, self.special, self.sparse,
         ]  # fmt: skip
         for way in self.rng.choices(ways, k=self.rng.choice([1, 1, 2, 3])):
             name = self.rng.choice(self.names)
@@ -153,8 +152,9 @@ class Damage:
 
     def flip(self, place: Path) -> None:
         raw = bytearray(place.read_bytes())
+        first = min(128, len(raw) // 2) if self.rng.random() < 0.5 else 0  # behind the header of an array
         for _ in range(self.rng.choice([1, 1, 1, 8])):
-            raw[self.rng.randrange(len(raw))] ^= self.rng.randrange(1, 256)
+            raw[self.rng.randrange(first, len(raw))] ^= self.rng.randrange(1, 256)
         place.write_bytes(raw)
 
     def cut(self, place: Path) -> None:
@@ -210,8 +210,9 @@ class Damage:
         place.write_bytes(out.getvalue())
 
     def values(self, place: Path) -> None:
-        """The same array with hostile numbers."""
-        place = self.rng.choice(self.arrays())
+        """The same array with hostile numbers; most often one of those whose values are not all checked."""
+        long = [p for p in self.arrays() if p.name in ("tokens.npy", "suffixes.npy", "keys.npy")]
+        place = self.rng.choice([*long, *long, *self.arrays()])
         if not is_small(place, least=136):
             return
         raw = place.read_bytes()

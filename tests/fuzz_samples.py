@@ -97,6 +97,7 @@ def counted(index: Index) -> bool:
 # --- damage --------------------------------------------------------------------------------------
 
 Content = dict[str, bytes]
+DTYPES = {"tokens.npy": "<u2", "suffixes.npy": "<i4", "keys.npy": "<u8"}
 NUMBERS = [-1, 0, 1, 3, 2**31, 2**32 - 1, 2**62, 2**63, 2**64, 10**400, -(2**63), 1e308, True, None]
 VALUES = [*NUMBERS, "", "x" * 300, [], {}, [[]] * 50, {"a": {"a": {}}}, "../../etc/passwd", "<u2", "|O", "\0"]
 
@@ -137,7 +138,8 @@ class Damage:
         """Damage the folder in one to three ways; in half of all cases the manifest vouches for it."""
         ways = [
             *[self.flip, self.values] * 3, *[self.header, self.manifest] * 2, self.values, self.cut,
-            self.lengthen, self.delete, self.swap_between, self.swap_within, self.link, self.special, self.sparse,
+            self.lengthen, self.delete, self.swap_between, self.swap_within, self.link, self.special,
+            self.sparse,
         ]  # fmt: skip
         for way in self.rng.choices(ways, k=self.rng.choice([1, 1, 2, 3])):
             name = self.rng.choice(self.names)
@@ -216,8 +218,8 @@ class Damage:
         if not is_small(place, least=136):
             return
         raw = place.read_bytes()
-        dtype = np.dtype(raw.split(b"'")[3].decode()) if raw.count(b"'") > 3 else np.dtype("u1")
-        if dtype.kind not in "iu" or (len(raw) - 128) % dtype.itemsize:
+        dtype = np.dtype(DTYPES.get(place.name, "<i8"))
+        if (len(raw) - 128) % dtype.itemsize:
             return
         array = np.frombuffer(raw[128:], dtype=dtype).copy()
         limits = np.iinfo(dtype)

@@ -169,3 +169,12 @@ def test_verdicts_of_the_other_predictions(corpus: real.RealCorpus) -> None:
     assert measured.keys() == real.OTHER_PREDICTIONS.keys()
     verdicts = real.verdicts(measured).set_index("quantity")["verdict"]
     assert verdicts[real.OWN] == verdicts[real.PYTHON] == verdicts[real.BELOW] == "held"
+
+
+@pytest.mark.slow
+def test_builds_are_measured_in_processes_of_their_own(corpus: real.RealCorpus) -> None:
+    small = real.RealCorpus(corpus.installation, SIZE._replace(limit=corpus.installation.size * real.PART))
+    small.__dict__["tokenizer"] = corpus.tokenizer
+    shards, one = real._builds(small)
+    assert (shards.tokens, one.shards) == (one.tokens, 1)
+    assert shards.shards > 1

@@ -11,8 +11,10 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -57,7 +59,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "smoke": Size(1_000_000, 2_000, 500_000, 20, 200_000),
-    "laptop": Size(20_000_000, 8_000, 5_000_000, 200, 4_000_000),
+    "laptop": Size(20_000_000, 8_000, 5_000_000, 150, 4_000_000),
     "full": Size(250_000_000, 32_000, 20_000_000, 400, 4_000_000),
     "gpu": Size(250_000_000, 32_000, 20_000_000, 400, 4_000_000),
 }
@@ -484,10 +486,13 @@ def publish_real_corpus(device: str = "auto") -> None:
 
 
 def _builds(corpus: RealCorpus) -> list[Build]:
-    """A part of the corpus in shards, and in one piece."""
+    """A part of the corpus in shards, and in one piece, each built in a fresh process."""
     part = corpus.installation.sample(corpus.size.limit // PART)
-    with tempfile.TemporaryDirectory() as folder:
+    alone = ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1)
+    with tempfile.TemporaryDirectory() as folder, alone:
         return [
-            measure_build(part.documents, corpus.tokenizer, Path(folder) / str(most), shard_bytes=most)
+            alone.submit(
+                measure_build, part.documents, corpus.tokenizer, Path(folder) / str(most), shard_bytes=most
+            ).result()
             for most in (part.size // SHARDS, None)
         ]

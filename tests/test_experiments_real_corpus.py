@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from test_installation import install
+from installation_samples import install
 
 from tracealign_lib import lm
 from tracealign_lib.experiments import copies
@@ -114,6 +114,7 @@ def test_a_copy_counts_as_found_and_another_file_does_not(corpus: real.RealCorpu
     copied = corpus.index.document("p0/a.py").text[:200].strip()
     assert shown("q/_vendor/a.py", copied)
     assert not shown("p0/a.py", "nothing of this stands anywhere")
+    assert not shown("p0/a.py", copied + " and something that stands nowhere")
 
 
 def test_bm25_searches_the_origins_and_no_more_than_its_share(corpus: real.RealCorpus) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -418,6 +418,7 @@ OTHER_PREDICTIONS = {VENDOR_RATE: (0.5, 1.0), NAMED_RATE: (0.8, 1.0), BELOW: (0.
     OWN: (0.8, 1.0),
     PYTHON: (0.0, 0.2),
 }
+PREDICTED = {p.quantity: (p.low, p.high) for p in PREDICTIONS} | OTHER_PREDICTIONS
 """Headline -> lowest and highest value that was predicted."""
 
 
@@ -441,13 +442,13 @@ def other_headlines(below: Interval, copies: Copies, foreign: pd.DataFrame) -> H
     }
 
 
-def verdicts(measured: Headlines) -> pd.DataFrame:
-    """Each of these headlines beside what `OTHER_PREDICTIONS` says of it."""
-    rows = []
-    for name, interval in measured.items():
-        low, high = OTHER_PREDICTIONS[name]
-        said = f"{low:g} to {high:g}"
-        rows.append((name, said, str(interval), verdict(interval, low, high)))
+def verdicts(measured: Mapping[str, Any]) -> pd.DataFrame:
+    """Those of these headlines of which something was predicted, beside what it was."""
+    rows = [
+        (name, f"{low:g} to {high:g}", str(measured[name]), verdict(measured[name], low, high))
+        for name, (low, high) in PREDICTED.items()
+        if name in measured
+    ]
     return pd.DataFrame(rows, columns=["quantity", "predicted", "measured", "verdict"])
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from tracealign_lib.build_cost import Build
@@ -70,14 +71,17 @@ def sizing_table(builds: Sequence[Build]) -> pd.DataFrame:
     """What corpora of 1M to 1T tokens need: the rows of `builds` as measured, the others computed.
 
     Computed rows are proportional to the largest build (that in most shards): its text, disk and CPU time a
-    token, its tokens a shard, and the memory that one shard takes.
+    token, its tokens a shard. The memory of a shard is interpolated between builds in one piece, and no
+    shard takes less than the smallest of them.
     """
     largest = max(builds, key=lambda build: (build.tokens, build.shards))
+    whole = sorted((b for b in builds if b.shards == 1 or b is largest), key=lambda b: b.tokens / b.shards)
+    known = [build.tokens / build.shards for build in whole], [build.peak for build in whole]
     per_shard = largest.tokens / largest.shards
     rows = [(build.tokens, "measured", build, build.shards, float(build.peak), build.cpu) for build in builds]
     for tokens in SIZES:
         shards = math.ceil(tokens / per_shard)
-        peak = largest.peak * min(1.0, tokens / per_shard)
+        peak = float(np.interp(min(tokens, per_shard), *known))
         rows.append((tokens, "computed", largest, shards, peak, largest.cpu * tokens / largest.tokens))
     return pd.DataFrame(_sizing_row(*row) for row in sorted(rows, key=lambda row: (row[0], row[3])))
 

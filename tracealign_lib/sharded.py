@@ -194,7 +194,7 @@ class ShardedIndex(Engine):
             with index_format.writing(target):
                 half = _resume(target, {"tokenizer_hash": fingerprint, "shard_bytes": shard_bytes})
             names = _Names()
-            queue = _Queue(workers or _Here())
+            queue = _Queue(workers or Here())
             with progress(description="Indexing documents", total=total, unit=" documents") as bar:
                 for number, batch in enumerate(_batches(documents, shard_bytes)):
                     names.add([document.id for document in batch])
@@ -378,12 +378,13 @@ class Workers(Protocol):
         """Begin `work(*arguments)`."""
 
 
-class _Here:
-    """Does work at once, in this process."""
+class Here:
+    """The workers that do their work at once, in this process."""
 
     in_flight = 1
 
     def submit(self, work: Callable[..., None], /, *arguments: Any) -> Promise:
+        """Do it."""
         work(*arguments)
         done: Future[None] = Future()
         done.set_result(None)

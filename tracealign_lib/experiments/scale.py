@@ -21,7 +21,7 @@ from tracealign_lib.documents import Document, write_documents
 from tracealign_lib.errors import ResultsError, TraceAlignError
 from tracealign_lib.index import TraceIndex
 from tracealign_lib.results import load_results
-from tracealign_lib.sharded import ShardedIndex, open_index
+from tracealign_lib.sharded import Here, Promise, ShardedIndex, open_index
 
 T = TypeVar("T")
 
@@ -192,13 +192,19 @@ class _Stopped(Exception):
     pass
 
 
+class _Counting(Here):
+    """Counts the shards that are built."""
+
+    built = 0
+
+    def submit(self, work: Callable[..., None], /, *arguments: Any) -> Promise:
+        self.built += 1
+        return super().submit(work, *arguments)
+
+
 def _stop(documents: Sequence[Document], tokenizer: Any, folder: Path) -> str:
     size = sum(len(document.text.encode("utf-8")) for document in documents)
-    built: list[str] = []
-
-    def build_shard(batch: list[Document], tokenizer: Any, path: Path) -> None:
-        built.append(path.name)
-        TraceIndex.build(batch, tokenizer, path)
+    workers = _Counting()
 
     def stopping() -> Iterator[Document]:
         yield from islice(documents, len(documents) * 3 // 4)
@@ -206,14 +212,14 @@ def _stop(documents: Sequence[Document], tokenizer: Any, folder: Path) -> str:
 
     def build(stream: Iterable[Document]) -> ShardedIndex:
         path, most = folder / "shards", size // 6 + 1
-        return ShardedIndex.build(stream, tokenizer, path, shard_bytes=most, build_shard=build_shard)
+        return ShardedIndex.build(stream, tokenizer, path, shard_bytes=most, workers=workers)
 
     try:
         build(stopping())
     except _Stopped:
-        first = len(built)
+        first = workers.built
     index = build(documents)
-    return f"the {first} finished shards kept, {len(built) - first} of {index.n_shards} built"
+    return f"the {first} finished shards kept, {workers.built - first} of {index.n_shards} built"
 
 
 def _damage(index: Path, change: Callable[[bytearray], bytearray], verify: str) -> str:

@@ -14,6 +14,7 @@ from cli_samples import DOCUMENTS, PROGRAM, byte_tokenizer, invoke, run
 
 from tracealign_lib.documents import write_documents
 from tracealign_lib.index import TraceIndex
+from tracealign_lib.sharded import ShardedIndex, open_index
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,23 @@ def test_json_has_a_fixed_schema(corpus: Path, tokenizer: Path, tmp_path: Path) 
         "tokenizer_hash": index.tokenizer_hash,
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
     }
+
+
+def test_an_index_of_shards_is_built_and_used_like_any_other(
+    corpus: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    built = build(corpus, tokenizer, out, "--shard-mb", 1)
+    assert built.exit_code == 0, built.output
+    assert isinstance(open_index(out), ShardedIndex)
+    assert invoke("index", "verify", out).exit_code == 0
+    assert json.loads(invoke("index", "info", out, "--json").stdout)["documents"] == len(DOCUMENTS)
+    traced = json.loads(invoke("trace", DOCUMENTS[0].text, "--index", out, "--json").stdout)
+    assert [source["document_id"] for source in traced["sources"]] == [DOCUMENTS[0].id]
+    with open(out / "shard-00000" / "suffixes.npy", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    assert invoke("index", "verify", out).exit_code == 1
 
 
 def test_collections_stand_beside_it(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:

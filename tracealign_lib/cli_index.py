@@ -19,7 +19,7 @@ from tracealign_lib.documents import Document
 from tracealign_lib.errors import CorpusError, IndexFormatError, ModelError, ParameterError
 
 if TYPE_CHECKING:
-    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.sharded import AnyIndex
 
 REPORTED = 10
 """Bad records that are told one by one; the others are counted."""
@@ -65,6 +65,14 @@ Config = Annotated[str | None, typer.Option(help="Configuration of a data set of
 Split = Annotated[str, typer.Option(help="Split of a data set of the hub.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Documents to read at most.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out and report what cannot be read.")]
+ShardMegabytes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="MB",
+        help="Index in shards of so much text: for a corpus larger than memory, and goes on after a stop.",
+    ),
+]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Replace an older index, once the new one is whole.")
 ]
@@ -84,6 +92,7 @@ def build(
     split: Split = "train",
     limit: Limit = None,
     skip_bad: SkipBad = False,
+    shard_mb: ShardMegabytes = None,
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
@@ -97,6 +106,7 @@ def build(
       tracealign index build corpus.jsonl.zst --out my-index --tokenizer allenai/OLMo-2-0425-1B
       tracealign index build src docs --glob "*.py" --glob "*.md" --out my-index --tokenizer ./my-model
       tracealign index build hub:owner/name --text-field content --limit 10000 --out i --tokenizer gpt2
+      tracealign index build web-*.jsonl.zst --shard-mb 200 --out my-index --tokenizer gpt2
       tracealign index build unsafe.jsonl --collection rules=policy.jsonl --out my-index --tokenizer gpt2
     """
     columns, part = Columns(text_field, id_field, tuple(meta or ())), HubPart(config, split)
@@ -112,7 +122,7 @@ def build(
     }
     loaded = load_tokenizer(tokenizer)
     for target, documents in reversed(corpora.items()):  # the index itself comes last: then all are there
-        built = _build(documents, loaded, target)
+        built = _build(documents, loaded, target, shard_mb)
         _print(built, as_json)
     if skipped is not None:
         skipped.tell()
@@ -127,10 +137,10 @@ def info(folders: Folders, as_json: Json = False) -> None:
       tracealign index info my-index
       tracealign index info my-index --json
     """
-    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.sharded import open_index
 
     for folder in folders:
-        _print(TraceIndex.open(folder), as_json)
+        _print(open_index(folder), as_json)
 
 
 @app.command()
@@ -143,12 +153,12 @@ def verify(folders: Folders) -> None:
     Example:
       tracealign index verify my-index && echo whole
     """
-    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.sharded import open_index
 
     damaged = 0
     for folder in folders:
         try:
-            TraceIndex.open(folder, verify="full")
+            open_index(folder, verify="full")
         except IndexFormatError as error:
             damaged += 1
             print(error, file=sys.stderr)
@@ -222,16 +232,20 @@ def _check_free(target: Path, replace: bool) -> None:
         )
 
 
-def _build(documents: Iterator[Document], tokenizer: Any, target: Path) -> TraceIndex:
+def _build(documents: Iterator[Document], tokenizer: Any, target: Path, shard_mb: int | None) -> AnyIndex:
     from tracealign_lib.index import TraceIndex
     from tracealign_lib.progress import progress
+    from tracealign_lib.sharded import ShardedIndex
 
     try:
+        if shard_mb is not None:
+            return ShardedIndex.build(documents, tokenizer, target, shard_bytes=shard_mb * 10**6)
         return TraceIndex.build(
             progress(documents, description="Reading documents", unit=" documents"), tokenizer, target
         )
     except KeyboardInterrupt as error:
-        print(f"Interrupted: {target} is as it was before.", file=sys.stderr)
+        kept = "" if shard_mb is None else " The same command goes on behind the shards that are finished."
+        print(f"Interrupted: {target} is as it was before.{kept}", file=sys.stderr)
         raise typer.Exit(130) from error
     except OSError as error:
         raise ParameterError(
@@ -242,7 +256,7 @@ def _build(documents: Iterator[Document], tokenizer: Any, target: Path) -> Trace
         ) from error
 
 
-def _print(index: TraceIndex, as_json: bool) -> None:
+def _print(index: AnyIndex, as_json: bool) -> None:
     size = sum(path.stat().st_size for path in index.path.rglob("*") if path.is_file())
     if as_json:
         print(json.dumps({"format": "tracealign.index", "version": 1, **_record(index), "bytes": size}))
@@ -255,7 +269,7 @@ def _print(index: TraceIndex, as_json: bool) -> None:
     print(f"  on disk     {size / 1e6:,.1f} MB")
 
 
-def _record(index: TraceIndex) -> dict[str, Any]:
+def _record(index: AnyIndex) -> dict[str, Any]:
     return {
         "path": str(index.path),
         "documents": index.n_documents,

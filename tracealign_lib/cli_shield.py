@@ -29,7 +29,7 @@ from tracealign_lib.errors import ParameterError, TraceAlignError
 
 if TYPE_CHECKING:
     from tracealign_lib.bci import Scorer
-    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.sharded import AnyIndex
     from tracealign_lib.shield import TraceShield, Verdict
 
 SHOWN = 60
@@ -134,7 +134,7 @@ def make_shield(folder: Path, rule: Rule) -> TraceShield:
     ParameterError
         Neither a threshold nor texts to calibrate with are given, or both; or what `TraceShield` says.
     """
-    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.sharded import open_index
     from tracealign_lib.shield import TraceShield
 
     if (rule.threshold is None) == (rule.calibrate is None):
@@ -144,13 +144,13 @@ def make_shield(folder: Path, rule: Rule) -> TraceShield:
             expected="--threshold NUMBER, or --calibrate FILE with benign texts",
             mend="--threshold 20 is the paper's; --calibrate bounds the share of benign texts refused",
         )
-    index = TraceIndex.open(folder)
+    index = open_index(folder)
     filters = {"min_length": rule.min_length, "max_count": rule.max_count}
     made = TraceShield(index, make_scorer(index, rule), rule.threshold or 0.0, **filters)  # type: ignore[arg-type]
     return made if rule.calibrate is None else _calibrated(made, rule.calibrate, rule.alpha, rule.delta)
 
 
-def make_scorer(index: TraceIndex, rule: Rule) -> Scorer:
+def make_scorer(index: AnyIndex, rule: Rule) -> Scorer:
     """The scorer of that name, with the further index that it needs."""
     from tracealign_lib import bci
 
@@ -169,9 +169,9 @@ def make_scorer(index: TraceIndex, rule: Rule) -> Scorer:
     return bci.Membership(rule.min_length) if rule.scorer == "membership" else simple[rule.scorer]()
 
 
-def _open_beside(index: TraceIndex, folder: Path | None, name: str) -> TraceIndex:
+def _open_beside(index: AnyIndex, folder: Path | None, name: str) -> AnyIndex:
     """The index in `folder`, or the one that was built beside `index` under this name."""
-    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.sharded import open_index
 
     beside = index.path.with_name(f"{index.path.name}.{name}")
     if folder is None and not beside.exists():
@@ -181,7 +181,7 @@ def _open_beside(index: TraceIndex, folder: Path | None, name: str) -> TraceInde
             expected="an index of the same tokenizer",
             mend=f"build it with `tracealign index build --collection {name}=PATH`, or name it: --{name} DIR",
         )
-    return TraceIndex.open(folder or beside)
+    return open_index(folder or beside)
 
 
 def _calibrated(made: TraceShield, file: Path, alpha: float, delta: float | None) -> TraceShield:

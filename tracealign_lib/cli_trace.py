@@ -12,7 +12,7 @@ from tracealign_lib.cli_input import Field, Html, Json, Lines, Records, Text, re
 from tracealign_lib.cli_shield import FIELDS, MaxCount, MinLength
 
 if TYPE_CHECKING:
-    from tracealign_lib.index import TraceIndex
+    from tracealign_lib.sharded import AnyIndex
 
 
 def trace(
@@ -62,11 +62,11 @@ def trace(
         write_page(html, report(shown, "Traced text" if len(shown) == 1 else "Traced texts"))
 
 
-def _open(folder: Path | None, profile: str, seed: int) -> TraceIndex:
+def _open(folder: Path | None, profile: str, seed: int) -> AnyIndex:
     if folder is not None:
-        from tracealign_lib.index import TraceIndex
+        from tracealign_lib.sharded import open_index
 
-        return TraceIndex.open(folder)
+        return open_index(folder)
     from tracealign_lib.pipeline import Pipeline
 
     return Pipeline(profile, seed).index

@@ -60,6 +60,10 @@ class BusyError(TraceAlignError):
     """Another process is writing what was asked for."""
 
 
+class StorageError(TraceAlignError, OSError):
+    """What was built cannot be written: the disk is full, must not be written to, or fails."""
+
+
 class CacheError(TraceAlignError):
     """A cached stage is damaged, foreign, or cannot be written."""
 

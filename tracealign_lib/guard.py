@@ -80,8 +80,16 @@ def guard(
         guarded = copy.copy(model)
         guarded.model = guard(shield, model.model, model.tokenizer, refusal=refusal, stop_early=stop_early)
         return guarded
+    if isinstance(model, LanguageModel):
+        tokenizer = model.tokenizer
+    _check_guardable(shield, model, tokenizer, stop_early)
+    if isinstance(model, LanguageModel):
+        return GuardedLanguageModel(shield, model, refusal)
+    return GuardedModel(shield, model, tokenizer, refusal, stop_early=stop_early)
+
+
+def _check_guardable(shield: CompletionFilter[Any], model: Any, tokenizer: Any, stop_early: bool) -> None:
     is_ours = isinstance(model, LanguageModel)
-    tokenizer = model.tokenizer if is_ours else tokenizer
     if not is_ours and (not isinstance(model, PreTrainedModel) or tokenizer is None):
         raise ParameterError(
             "This cannot be guarded.",
@@ -105,9 +113,6 @@ def guard(
             expected="a tokenizer with an eos_token, which closes a refusal",
             mend="set tokenizer.eos_token before wrapping the model (and before building the index)",
         )
-    if is_ours:
-        return GuardedLanguageModel(shield, model, refusal)
-    return GuardedModel(shield, model, tokenizer, refusal, stop_early=stop_early)
 
 
 class GuardedLanguageModel(LanguageModel):

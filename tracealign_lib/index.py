@@ -94,6 +94,7 @@ class TraceIndex(Engine):
         self.arrays = stored.arrays
         self._names = stored.names
         self._texts = stored.texts
+        self._stored_tokenizer = stored.tokenizer
 
     def __repr__(self) -> str:
         return (
@@ -127,6 +128,8 @@ class TraceIndex(Engine):
             No document, duplicate ids, or a record that cannot be written as JSON in UTF-8.
         ModelError
             The tokenizer is not a fast one, or changes when it is saved and loaded.
+        StorageError
+            The disk is full, or cannot be written to.
         ParameterError
             `path` holds something that is not an index.
         BusyError
@@ -170,6 +173,8 @@ class TraceIndex(Engine):
             Ids outside the vocabulary, not integers, or not one-dimensional.
         ParameterError
             `vocab_size` is not between 1 and 2^32 - 1, or `path` holds something that is not an index.
+        StorageError
+            The disk is full, or cannot be written to.
         BusyError
             Another process is building there.
         """
@@ -185,18 +190,29 @@ class TraceIndex(Engine):
     def open(cls, path: str | Path, *, verify: str = "manifest") -> TraceIndex:
         """Open an index; the arrays are memory-mapped, not read.
 
+        The folder may come from anywhere: nothing in it is run, whatever `verify` is, and no question
+        reads outside the arrays. What a reader has opened it keeps, even when a build replaces it.
+
         Parameters
         ----------
         verify:
-            `"manifest"` checks the format, version, file sizes, dtypes, shapes and the bounds of the
-            small arrays. `"full"` also hashes every file again, checks that the suffix array is a
-            sorted permutation of the corpus, and compares the stored tokenizer with its hash.
+            `"manifest"` checks the format, version, file sizes, dtypes, shapes, and the bounds of
+            `document_starts`, `document_offsets` and `unigram_counts`. It does not notice changed bytes
+            that keep these: other values in `tokens`, `suffixes` or `keys`, two unigram counts or
+            bounds that were shifted against each other, another text in a document. Answers may then be
+            wrong; where they contradict themselves, the question raises `IndexFormatError`.
+            `"full"` also hashes every file again, checks that the suffix array is a sorted permutation
+            of the corpus, reads every document, and compares the tokenizer with its hash: it finds
+            every changed byte. It cannot tell who built the index: somebody who changes a document and
+            writes a whole new index around it gives you a sound index of another corpus.
 
         Raises
         ------
         IndexFormatError
             The folder is missing, foreign, of another version, or damaged, or a build was killed while
             it replaced the index; the message then says how to bring the older one back.
+        BusyError
+            Builds replace the index faster than it can be opened.
         ParameterError
             Unknown `verify`.
         """
@@ -207,8 +223,11 @@ class TraceIndex(Engine):
                 expected='"manifest" (quick) or "full" (reads everything)',
                 mend="choose one of the two",
             )
-        full = verify == "full"
-        index = cls(Path(path), index_format.read_index(Path(path), full=full))
+        return index_format.unreplaced(Path(path), lambda: cls._open(Path(path), full=verify == "full"))
+
+    @classmethod
+    def _open(cls, folder: Path, *, full: bool) -> TraceIndex:
+        index = cls(folder, index_format.read_index(folder, full=full))
         if full:
             index._check_stored()
         return index
@@ -217,19 +236,15 @@ class TraceIndex(Engine):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The stored tokenizer, or None for an index that was built from token ids.
-
-        It is read when it is first asked for; the arrays, ids and documents of an open index stay
-        what they were even when the folder is replaced, a tokenizer that was not read yet does not.
-        """
+        """The stored tokenizer, or None for an index that was built from token ids."""
         if self.tokenizer_hash is None:
             return None
-        return index_format.load_tokenizer(self.path, self.tokenizer_hash)
+        return index_format.parse_tokenizer(self._stored_tokenizer, self.tokenizer_hash, self.path)
 
     @cached_property
     def document_ids(self) -> tuple[str, ...]:
         """The ids of all documents, in corpus order."""
-        return index_format.parse_names(self._names.tobytes(), self.n_documents, self.path)
+        return index_format.parse_names(self._names, self.n_documents, self.path)
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -276,15 +291,16 @@ class TraceIndex(Engine):
                 mend="use document_tokens, or build the index from documents",
             )
         texts, offsets = self._texts
-        raw = texts[offsets[number] : offsets[number + 1]].tobytes()
+        raw = texts[offsets[number] : offsets[number + 1]]
         return index_format.parse_document(raw, number, document_id, self.path)
 
     def document_tokens(self, document_id: str) -> Ids:
         """The token ids of a document, shape (n,); `ParameterError` for an unknown id."""
         number = self._number(document_id)
-        return self.arrays.tokens[self.arrays.starts[number] : self.arrays.starts[number + 1] - 1].astype(
-            np.int64
-        )
+        start, end = self.arrays.starts[number], self.arrays.starts[number + 1] - 1
+        tokens = self.arrays.tokens[start:end].astype(np.int64)
+        index_format.check_ids_of(tokens, self.vocab_size - 1, self.path)
+        return tokens
 
     # ------------------------------------------------------------------ queries
 
@@ -317,6 +333,7 @@ class TraceIndex(Engine):
         min_length = check_integer(min_length, "min_length")
         most = self.n_tokens if max_count is None else check_integer(max_count, "max_count")
         found = _search.find_maximal_spans(*self.arrays[:3], query, min_length)  # (spans, 3)
+        index_format.check_ranks(1, found[:, 2], self.path)  # what was found occurs
         return [Span(start, end, count) for start, end, count in found.tolist() if count <= most]
 
     def spans_of(
@@ -360,7 +377,9 @@ class TraceIndex(Engine):
     def longest_suffix(self, ids: ArrayLike) -> Interval:
         """The interval of the longest suffix of `ids` that the corpus holds; that of nothing may be it."""
         query = check_ids(ids, self.vocab_size, "query")
-        return Interval(*map(int, _search.find_longest_suffix(*self.arrays[:3], query)))
+        low, high, length = map(int, _search.find_longest_suffix(*self.arrays[:3], query))
+        index_format.check_ranks(low, high, self.path)
+        return Interval(low, high, length)
 
     def extend(self, intervals: ArrayLike, tokens: ArrayLike) -> Ids:
         """The intervals of spans that are each followed by one of several tokens.
@@ -419,7 +438,10 @@ class TraceIndex(Engine):
         if length == 0:
             counts = self.arrays.unigrams
         else:
-            following = self.arrays.tokens[self._places(low, high) + length]
+            places = self._places(low, high) + length
+            index_format.check_places(places - 1, len(self.arrays.tokens), self.path)
+            following = self.arrays.tokens[places]
+            index_format.check_ids_of(following, self.vocab_size, self.path)
             counts = np.bincount(following, minlength=self.vocab_size)[: self.vocab_size]
         tokens = np.flatnonzero(counts)
         order = np.argsort(-counts[tokens], kind="stable")
@@ -443,8 +465,9 @@ class TraceIndex(Engine):
         return self.document_ids[number]
 
     def _interval(self, query: Ids) -> tuple[int, int]:
-        low, high = _search.find_interval(*self.arrays[:3], query, 0, len(query))
-        return int(low), int(high)
+        low, high = map(int, _search.find_interval(*self.arrays[:3], query, 0, len(query)))
+        index_format.check_ranks(low, high, self.path)
+        return low, high
 
     def _places(self, low: int, high: int) -> Ids:
         places = self.arrays.suffixes[low:high].astype(np.int64)
@@ -460,16 +483,21 @@ class TraceIndex(Engine):
         if len(query) < length:
             return []
         intervals = _search.find_windows(*self.arrays[:3], query, length)  # (windows, 2)
-        sizes = intervals[:, 1] - intervals[:, 0]
-        hits = np.flatnonzero(sizes)
+        low, high = intervals[:, 0], intervals[:, 1]
+        index_format.check_ranks(low, high, self.path)
+        hits = np.flatnonzero(high > low)
         if len(hits) == 0:
             return []
-        places = np.concatenate([self._places(low, high) for low, high in intervals[hits].tolist()])
-        starts = np.repeat(hits, sizes[hits])
-        pairs = np.unique(self._documents_at(places) * len(query) + starts)
-        numbers, starts = np.divmod(pairs, len(query))
-        firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        return list(zip(numbers[firsts].tolist(), np.split(starts, firsts[1:]), strict=True))
+        # the same window may recur without end, and so may its places: they are looked up once
+        hits = hits[np.argsort(low[hits], kind="stable")]
+        firsts = np.flatnonzero(np.diff(low[hits], prepend=-1))
+        pairs = []
+        for same in np.split(hits, firsts[1:]):
+            numbers = np.unique(self._documents_at(self._places(low[same[0]], high[same[0]])))
+            pairs.append(np.add.outer(numbers * len(query), same).ravel())
+        holders, starts = np.divmod(np.sort(np.concatenate(pairs)), len(query))
+        firsts = np.flatnonzero(np.diff(holders, prepend=-1))
+        return list(zip(holders[firsts].tolist(), np.split(starts, firsts[1:]), strict=True))
 
 
 # ---------------------------------------------------------------------- checks of input

@@ -12,29 +12,44 @@ nothing stands in its place, `read_index` names it and says how to bring it back
 brings it back before it writes anything. That build also deletes what processes that have ended left
 unfinished; a process of another machine counts as ended, so two machines must not build one path at
 the same time. Two processes of one machine cannot: a build holds the lock file `.<name>.lock`.
+
+Reading. A folder may come from anywhere. Nothing in it is run or unpickled, no link is followed out of
+it, and only plain files are opened; the header of an array is compared with the one that the manifest
+promises, and never parsed. Everything of an open index is mapped when it is opened, so a reader keeps
+its answers while the folder is replaced; an index that is replaced while it is opened is opened again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tracealign_lib import files
 from tracealign_lib.documents import Document
-from tracealign_lib.errors import BusyError, CorpusError, IndexFormatError, ModelError, ParameterError
+from tracealign_lib.errors import (
+    BusyError,
+    CorpusError,
+    IndexFormatError,
+    ModelError,
+    ParameterError,
+    StorageError,
+)
 from tracealign_lib.suffix_array import KEY_STEP, CorpusArrays, find_disorder, sample_keys
 
 MAGIC = "TraceIndex"
@@ -61,6 +76,13 @@ _CORE_FILES = (*_ARRAYS, _IDS)
 _TEXT_FILES = (TEXTS, *_TEXT_ARRAYS, *_TOKENIZER_FILES)
 _ALL_FILES = (*_CORE_FILES, *_TEXT_FILES, *_OPTIONAL_FILES)
 _REBUILD = "build the index again with TraceIndex.build, into the same path"
+# Bytes of a manifest: a hundred thousand shards take nine million, one index some three thousand.
+_LONGEST_MANIFEST = {MAGIC: 2**16, SHARDED_MAGIC: 2**24}
+_LONGEST_TOKENIZER = 2**28
+_REPLACED_AGAIN = 100  # how often an index is read again that is replaced meanwhile
+
+T = TypeVar("T")
+Raw = bytes | NDArray[np.uint8]
 
 
 class Manifest(NamedTuple):
@@ -90,6 +112,7 @@ class StoredIndex(NamedTuple):
     names: NDArray[np.uint8]  # the JSON of the document ids
     # the documents as JSON Lines, and the byte at which each starts, (n_documents + 1,)
     texts: tuple[NDArray[np.uint8], NDArray[Any]] | None
+    tokenizer: dict[str, NDArray[np.uint8]]  # name -> content of its files, which there may be none of
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
@@ -128,12 +151,15 @@ def building(path: str | Path) -> Iterator[Path]:
         The path holds anything but an index.
     BusyError
         Another process is building there.
+    StorageError
+        The folder in which it is to stand cannot be written to.
     """
     target = Path(path).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise BusyError(
             "Another process is building this index.",
@@ -148,6 +174,26 @@ def building(path: str | Path) -> Iterator[Path]:
         with suppress(OSError):  # while it is held: who waits for it notices, and makes a new one
             Path(lock.lock_file).unlink()
         lock.release()
+
+
+@contextmanager
+def writing(target: Path, size: int | None = None) -> Iterator[None]:
+    """Turn an `OSError` while `size` bytes are written for `target` into a `StorageError`."""
+    try:
+        yield
+    except (StorageError, Timeout):
+        raise
+    except OSError as error:
+        needed = ""
+        with suppress(OSError):
+            free = shutil.disk_usage(target.parent).free
+            needed = f"; {free:,} bytes are free" + ("" if size is None else f", {size:,} are needed")
+        raise StorageError(
+            "The index cannot be written.",
+            given=f"{target}: {error}{needed}",
+            expected="a disk with room for the index, and for the older one until it is replaced",
+            mend="free some space, or choose a path on another disk; an older index is as it was",
+        ) from error
 
 
 def _check_target(target: Path) -> None:
@@ -170,8 +216,8 @@ def _check_target(target: Path) -> None:
 def magic_of(folder: Path) -> object:
     """The kind of index in a folder, as its manifest tells; None where it has none."""
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(_read_plain(folder, MANIFEST, max(_LONGEST_MANIFEST.values())))
+    except (IndexFormatError, OSError, ValueError, RecursionError):
         return None
     return content.get("magic") if isinstance(content, dict) else None
 
@@ -201,15 +247,19 @@ def write_index(target: Path, arrays: CorpusArrays, names: list[str], texts: Tex
     ------
     ModelError
         The tokenizer changes when it is saved and loaded.
+    StorageError
+        The disk is full, or cannot be written to.
     """
     clear_leftovers(target)
     partial = target.with_name(f".{target.name}.{os.getpid()}-{time.time_ns()}.partial")
-    try:
-        partial.mkdir()
-        _write_files(partial, arrays, names, texts)
-        put_in_place(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    size = sum(array.nbytes for array in arrays) + sum(map(len, texts.records if texts else ()))
+    with writing(target, size):
+        try:
+            partial.mkdir()
+            _write_files(partial, arrays, names, texts)
+            put_in_place(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def put_in_place(folder: Path, target: Path) -> None:
@@ -231,19 +281,30 @@ def put_in_place(folder: Path, target: Path) -> None:
 
 def _write_files(folder: Path, arrays: CorpusArrays, names: list[str], texts: Texts | None) -> None:
     for name, array in zip(_ARRAYS, arrays, strict=True):
-        np.save(folder / name, array, allow_pickle=False)
+        _save_array(folder / name, array)
     (folder / _IDS).write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     if texts is not None:
         (folder / TEXTS).write_bytes(b"".join(texts.records))
         offsets = np.cumsum([0, *map(len, texts.records)], dtype="<i8")
-        np.save(folder / "document_offsets.npy", offsets, allow_pickle=False)
+        _save_array(folder / "document_offsets.npy", offsets)
         _save_tokenizer(texts, folder / _TOKENIZER)
     _write_manifest(folder, arrays, None if texts is None else texts.tokenizer_hash)
 
 
+def _save_array(place: Path, array: NDArray[Any]) -> None:
+    np.save(place, array, allow_pickle=False)
+    # numpy does not notice a disk that is full when the last buffer is written
+    if place.stat().st_size != len(_npy_header(array.dtype.str, len(array))) + array.nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
+
+
 def _save_tokenizer(texts: Texts, folder: Path) -> None:
     tokenizer, fingerprint = texts.tokenizer, texts.tokenizer_hash
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:
+        # tokenizers raises bare Exception where a disk is full
+        raise OSError(f"the tokenizer cannot be written: {error}") from error
     known = {*_TOKENIZER_FILES, *_OPTIONAL_FILES}
     for entry in folder.iterdir():
         if f"{_TOKENIZER}/{entry.name}" not in known:
@@ -278,7 +339,7 @@ def _write_manifest(folder: Path, arrays: CorpusArrays, fingerprint: str | None)
         "dtypes": dtypes if fingerprint is None else {**dtypes, "document_offsets.npy": "<i8"},
         "files": files.seal(folder),
     }
-    files.write_atomically(folder / MANIFEST, json.dumps(content, indent=2))
+    write_manifest(folder, content)
 
 
 def clear_leftovers(target: Path) -> None:
@@ -331,6 +392,52 @@ def damaged(folder: Path, problem: str) -> IndexFormatError:
     )
 
 
+def unreplaced(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of the index in `folder`, all of it from one index even while builds replace it.
+
+    Raises
+    ------
+    IndexFormatError
+        As `read` does, or the folder cannot be read.
+    BusyError
+        Builds replace the index faster than it can be read.
+    """
+    problem: Exception = BusyError(
+        "The index is replaced while it is being opened, again and again.",
+        given=str(folder),
+        expected="an index that stands still for as long as it takes to open it",
+        mend="open it again, or let the builds write into another path",
+    )
+    for _ in range(_REPLACED_AGAIN):
+        before = _identity(folder)
+        try:
+            found = read()
+        except (IndexFormatError, OSError, MemoryError) as error:
+            problem = error if isinstance(error, IndexFormatError) else damaged(folder, repr(error))
+            if _identity(folder) == before and not (before is None and _is_on_its_way(folder)):
+                break
+        else:
+            if _identity(folder) == before:
+                return found
+        time.sleep(0.01)
+    raise problem
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """What tells the folder at a path from one that replaces it; None if nothing can be told."""
+    try:
+        status = folder.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _is_on_its_way(folder: Path) -> bool:
+    """Whether a build at work has moved the older index aside, and not yet put the new one in its place."""
+    left = _leftovers(folder.resolve())
+    return any(path.suffix == ".old" and not _has_ended(*made) for path, *made in left)
+
+
 def read_index(folder: Path, *, full: bool) -> StoredIndex:
     """Map an index after checking its manifest, file sizes, dtypes, shapes and short arrays.
 
@@ -342,16 +449,17 @@ def read_index(folder: Path, *, full: bool) -> StoredIndex:
         The folder is missing, set aside, foreign, of another version, or damaged.
     """
     manifest = read_manifest(folder)
-    if full:
-        _check_hashes(folder, manifest)
     arrays = _load_arrays(folder, manifest)
-    stored = StoredIndex(manifest, arrays, _map_bytes(folder, _IDS), _load_texts(folder, manifest))
+    names, texts = _map_bytes(folder, _IDS), _load_texts(folder, manifest)
+    stored = StoredIndex(manifest, arrays, names, texts, map_tokenizer(folder, manifest))
     if full:
+        check_spelling(folder)
+        _check_hashes(folder, manifest)
         _check_order(folder, arrays, manifest.vocab_size)
     return stored
 
 
-def parse_names(raw: bytes, n_documents: int, folder: Path) -> tuple[str, ...]:
+def parse_names(raw: Raw, n_documents: int, folder: Path) -> tuple[str, ...]:
     """The document ids from their JSON."""
     names = _parse(raw, folder, _IDS)
     sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -362,7 +470,7 @@ def parse_names(raw: bytes, n_documents: int, folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def parse_document(raw: bytes, number: int, document_id: str, folder: Path) -> Document:
+def parse_document(raw: Raw, number: int, document_id: str, folder: Path) -> Document:
     """The document from its record, which must be the one of `document_id`."""
     record = _parse(raw, folder, f"{TEXTS}, record {number}")
     fields = {"id": str, "text": str, "meta": dict}
@@ -378,24 +486,62 @@ def check_places(places: NDArray[np.int64], n_stream: int, folder: Path) -> None
         raise damaged(folder, "suffixes.npy points outside the corpus")
 
 
-def load_tokenizer(folder: Path, fingerprint: str) -> Any:
-    """The tokenizer of the index in `folder`, after comparing it with its hash."""
-    try:
-        tokenizer = _open_tokenizer(folder / _TOKENIZER)
-        found = hash_tokenizer(tokenizer)
-    except Exception as error:
-        # tokenizers raises bare Exception for a malformed file
-        raise damaged(folder, f"the tokenizer cannot be loaded: {error}") from error
-    if found != fingerprint:
-        raise damaged(folder, f"its tokenizer has hash {found}, the manifest {fingerprint}")
+def check_ids_of(tokens: NDArray[Any], most: int, folder: Path) -> None:
+    """Refuse stored token ids (k,) that are greater than `most`."""
+    if len(tokens) and tokens.max() > most:
+        raise damaged(folder, "tokens.npy holds ids outside the vocabulary")
+
+
+def check_ranks(low: ArrayLike, high: ArrayLike, folder: Path) -> None:
+    """Refuse intervals of ranks `[low, high)` that end before they begin: no sorted array has them."""
+    if np.less(high, low).any():
+        raise damaged(folder, "suffixes.npy is not sorted")
+
+
+def map_tokenizer(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.uint8]]:
+    """Name and content of the tokenizer's files, for `parse_tokenizer`."""
+    names = [name for name in (*_TOKENIZER_FILES, *_OPTIONAL_FILES) if name in manifest.files]
+    for name in names:
+        if manifest.files[name]["size"] > _LONGEST_TOKENIZER:
+            raise damaged(folder, f"{name} has more than {_LONGEST_TOKENIZER:,} bytes")
+    return {name: _map_bytes(folder, name) for name in names}
+
+
+def parse_tokenizer(stored: dict[str, NDArray[np.uint8]], fingerprint: str, folder: Path) -> Any:
+    """The tokenizer that `map_tokenizer` has mapped, after comparing it with its hash."""
+    # transformers reads folders only; of a copy, it finds no file that the manifest does not list
+    with tempfile.TemporaryDirectory(prefix="tracealign-") as copy:
+        (Path(copy) / _TOKENIZER).mkdir()
+        for name, content in stored.items():
+            (Path(copy) / name).write_bytes(content.tobytes())
+        tokenizer = load_tokenizer(Path(copy), fingerprint, shown=folder)
+    tokenizer.name_or_path = str(folder / _TOKENIZER)
     return tokenizer
 
 
-def _parse(raw: bytes, folder: Path, what: str) -> Any:
+def load_tokenizer(folder: Path, fingerprint: str, *, shown: Path | None = None) -> Any:
+    """The tokenizer of the index in `folder`, after comparing it with its hash; errors name `shown`."""
+    shown = shown or folder
     try:
-        return json.loads(raw)
+        tokenizer = _open_tokenizer(folder / _TOKENIZER)
+        found = hash_tokenizer(tokenizer)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # tokenizers raises bare Exception for a malformed file, and a PanicException that is none
+        raise damaged(shown, f"the tokenizer cannot be loaded: {error}") from error
+    if found != fingerprint:
+        raise damaged(shown, f"its tokenizer has hash {found}, the manifest {fingerprint}")
+    return tokenizer
+
+
+def _parse(raw: Raw, folder: Path, what: str) -> Any:
+    try:
+        return json.loads(bytes(raw))
     except (ValueError, RecursionError) as error:
         raise damaged(folder, f"{what} is not JSON: {error}") from error
+    except MemoryError as error:
+        raise damaged(folder, f"{what} does not fit into memory") from error
 
 
 def _absent(folder: Path) -> IndexFormatError:
@@ -423,9 +569,9 @@ def _absent(folder: Path) -> IndexFormatError:
 
 def read_content(folder: Path, magic: str) -> dict[str, Any]:
     """What the manifest of a folder holds beside its `magic`."""
-    if not (folder / MANIFEST).is_file():
+    if not os.path.lexists(folder / MANIFEST):
         raise _absent(folder)
-    content = _parse(_map_bytes(folder, MANIFEST).tobytes(), folder, MANIFEST)
+    content = _parse(_read_plain(folder, MANIFEST, _LONGEST_MANIFEST[magic]), folder, MANIFEST)
     found = content.pop("magic", None) if isinstance(content, dict) else None
     if found != magic:
         known = f"an index of another kind: {found}" if found in (MAGIC, SHARDED_MAGIC) else "something else"
@@ -491,12 +637,58 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
         entry = manifest.files[name]
         if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
             raise damaged(folder, f"{MANIFEST}: the entry of {name} is {entry!r}")
-        try:
-            size = (folder / name).stat().st_size
-        except OSError as error:
-            raise damaged(folder, f"{name} is missing") from error
+        size = _plain_size(folder, name)
         if size != entry["size"]:
             raise damaged(folder, f"{name} has {size} bytes, not {entry['size']}")
+
+
+def check_own(place: Path) -> os.stat_result:
+    """The status of a part of an index, which must be there and must not be a link."""
+    try:
+        status = place.lstat()
+    except OSError as error:
+        raise damaged(place.parent, f"{place.name} is missing") from error
+    if stat.S_ISLNK(status.st_mode):
+        raise IndexFormatError(
+            "The index holds a link.",
+            given=f"{place} points to {place.readlink()}",
+            expected="files and folders of its own",
+            mend="copy the index with what its links point to (cp -rL), if you trust where they lead",
+        )
+    return status
+
+
+def _plain_size(folder: Path, name: str) -> int:
+    """Bytes of a file of an index, which must be a plain file in a folder of the index."""
+    if (folder / name).parent != folder:
+        check_own((folder / name).parent)
+    status = check_own(folder / name)
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(folder, f"{name} is not a file")
+    return status.st_size
+
+
+def _read_plain(folder: Path, name: str, most: int) -> bytes:
+    size = _plain_size(folder, name)
+    if size > most:
+        raise damaged(folder, f"{name} has {size:,} bytes, more than {most:,}")
+    return (folder / name).read_bytes()
+
+
+def check_spelling(folder: Path) -> None:
+    """Refuse a manifest that says the same as the one that was built, but not in the same bytes."""
+    raw = _read_plain(folder, MANIFEST, max(_LONGEST_MANIFEST.values()))
+    if raw != _spell_manifest(_parse(raw, folder, MANIFEST)).encode():
+        raise damaged(folder, f"{MANIFEST} is not spelled as it was built")
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write the manifest of an index, or of an index of shards, as a whole or not at all."""
+    files.write_atomically(folder / MANIFEST, _spell_manifest(content))
+
+
+def _spell_manifest(content: Any) -> str:
+    return json.dumps(content, indent=2)
 
 
 def _check_hashes(folder: Path, manifest: Manifest) -> None:
@@ -506,14 +698,17 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 def _load_array(folder: Path, name: str, manifest: Manifest, length: int) -> NDArray[Any]:
-    try:
-        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise damaged(folder, f"{name} is not a .npy array: {error}") from error
-    if array.shape != (length,) or array.dtype.str != manifest.dtypes[name]:
-        found = f"shape {array.shape}, dtype {array.dtype.str}"
-        raise damaged(folder, f"{name} has {found}, not ({length},), {manifest.dtypes[name]}")
-    return np.asarray(array)
+    raw, dtype = _map_bytes(folder, name), np.dtype(manifest.dtypes[name])
+    header = _npy_header(dtype.str, length)
+    if raw[: len(header)].tobytes() != header or len(raw) - len(header) != length * dtype.itemsize:
+        raise damaged(folder, f"{name} is not a .npy array of shape ({length},) and dtype {dtype.str}")
+    return raw[len(header) :].view(dtype)
+
+
+def _npy_header(dtype: str, length: int) -> bytes:
+    """How numpy begins the file of a one-dimensional array (`.npy`, version 1.0)."""
+    described = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({length},), }}"
+    return b"\x93NUMPY\x01\x00v\x00" + described.ljust(117).encode() + b"\n"
 
 
 def _load_arrays(folder: Path, manifest: Manifest) -> CorpusArrays:
@@ -528,11 +723,13 @@ def _load_arrays(folder: Path, manifest: Manifest) -> CorpusArrays:
     loaded = (_load_array(folder, name, manifest, n) for name, n in zip(_ARRAYS, lengths, strict=True))
     arrays = CorpusArrays(*loaded)
     starts = arrays.starts
-    if starts[0] != 0 or starts[-1] != len(arrays.tokens) or (np.diff(starts) < 1).any():
+    if starts[0] != 0 or starts[-1] != len(arrays.tokens) or (starts[1:] <= starts[:-1]).any():
         raise damaged(folder, "document_starts.npy does not divide the corpus into documents")
     if arrays.tokens[-1] != manifest.vocab_size:
         raise damaged(folder, "tokens.npy does not end with a separator")
-    if (arrays.unigrams < 0).any() or arrays.unigrams.sum() != manifest.n_tokens:
+    # neither count may be so great that their sum overflows
+    within = arrays.unigrams.min() >= 0 and arrays.unigrams.max() <= manifest.n_tokens
+    if not within or arrays.unigrams.sum() != manifest.n_tokens:
         raise damaged(folder, "unigram_counts.npy does not sum to the number of tokens")
     return arrays
 
@@ -542,7 +739,8 @@ def _load_texts(folder: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], ND
     if manifest.tokenizer_hash is None:
         return None
     offsets = _load_array(folder, "document_offsets.npy", manifest, manifest.n_documents + 1)
-    if offsets[0] != 0 or offsets[-1] != manifest.files[TEXTS]["size"] or (np.diff(offsets) < 1).any():
+    size = manifest.files[TEXTS]["size"]
+    if offsets[0] != 0 or offsets[-1] != size or (offsets[1:] <= offsets[:-1]).any():
         raise damaged(folder, "document_offsets.npy does not divide the documents")
     return _map_bytes(folder, TEXTS), offsets
 
@@ -557,6 +755,7 @@ def _map_bytes(folder: Path, name: str) -> NDArray[np.uint8]:
 def _check_order(folder: Path, arrays: CorpusArrays, vocab_size: int) -> None:
     """Check in linear time that the arrays are what `sort_corpus` makes of some corpus."""
     tokens, suffixes, keys, starts, unigrams = arrays
+    check_ids_of(tokens, vocab_size, folder)
     if not np.array_equal(np.flatnonzero(tokens >= vocab_size), starts[1:] - 1):
         raise damaged(folder, "tokens.npy and document_starts.npy disagree about the documents")
     if not np.array_equal(np.bincount(tokens, minlength=vocab_size)[:vocab_size], unigrams):

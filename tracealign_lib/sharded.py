@@ -137,6 +137,8 @@ class ShardedIndex(Engine):
         self.path, self._shards = path, shards
         self.vocab_size = manifest.vocab_size
         self.tokenizer_hash = manifest.tokenizer_hash
+        first = path / "shard-00000"
+        self._stored_tokenizer = index_format.map_tokenizer(first, index_format.read_manifest(first))
         sizes = shards.ask("sizes")
         self.n_tokens, self.n_documents = (sum(column) for column in zip(*sizes, strict=True))
         self._firsts = [0, *accumulate(n for _, n in sizes)]  # number of each shard's first document
@@ -182,16 +184,17 @@ class ShardedIndex(Engine):
 
         Raises
         ------
-        CorpusError, ModelError, ParameterError, BusyError
-            As for `TraceIndex.build`.
+        CorpusError, ModelError, ParameterError, BusyError, StorageError
+            As for `TraceIndex.build`. Shards that were finished before a disk was full are kept.
         """
         shard_bytes = check_integer(shard_bytes, "shard_bytes")
         fingerprint = hash_tokenizer(tokenizer)
         with index_format.building(path) as target:
             index_format.clear_leftovers(target)
-            half = _resume(target, {"tokenizer_hash": fingerprint, "shard_bytes": shard_bytes})
+            with index_format.writing(target):
+                half = _resume(target, {"tokenizer_hash": fingerprint, "shard_bytes": shard_bytes})
             names = _Names()
-            queue = _Queue(workers or _Here())
+            queue = _Queue(workers or Here())
             with progress(description="Indexing documents", total=total, unit=" documents") as bar:
                 for number, batch in enumerate(_batches(documents, shard_bytes)):
                     names.add([document.id for document in batch])
@@ -208,9 +211,10 @@ class ShardedIndex(Engine):
                     expected="at least one document",
                     mend="check where the documents come from",
                 )
-            _write_manifest(half, len(names.batches), fingerprint)
-            (half / _PLAN).unlink()
-            index_format.put_in_place(half, target)
+            with index_format.writing(target):
+                _write_manifest(half, len(names.batches), fingerprint)
+                (half / _PLAN).unlink()
+                index_format.put_in_place(half, target)
         return cls.open(path)
 
     @classmethod
@@ -228,20 +232,27 @@ class ShardedIndex(Engine):
         ------
         IndexFormatError
             The folder is missing, foreign, of another version, or damaged.
+        BusyError
+            Builds replace the index faster than it can be opened.
         """
         folder = Path(path)
+        return index_format.unreplaced(folder, lambda: cls._open(folder, verify, shards or LocalShards))
+
+    @classmethod
+    def _open(cls, folder: Path, verify: str, shards: OpenShards) -> Self:
         manifest = _read_manifest(folder)
         places = [folder / name for name in manifest.shards]
-        index = cls(folder, manifest, (shards or LocalShards)(places, verify))
+        index = cls(folder, manifest, shards(places, verify))
         if verify == "full":
+            index_format.check_spelling(folder)
             _check_unique(index, folder)
         return index
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The stored tokenizer; read when it is first asked for."""
+        """The stored tokenizer; parsed when it is first asked for."""
         assert self.tokenizer_hash is not None
-        return index_format.load_tokenizer(self.path / "shard-00000", self.tokenizer_hash)
+        return index_format.parse_tokenizer(self._stored_tokenizer, self.tokenizer_hash, self.path)
 
     # ------------------------------------------------------------------ documents
 
@@ -367,12 +378,13 @@ class Workers(Protocol):
         """Begin `work(*arguments)`."""
 
 
-class _Here:
-    """Does work at once, in this process."""
+class Here:
+    """The workers that do their work at once, in this process."""
 
     in_flight = 1
 
     def submit(self, work: Callable[..., None], /, *arguments: Any) -> Promise:
+        """Do it."""
         work(*arguments)
         done: Future[None] = Future()
         done.set_result(None)
@@ -426,7 +438,7 @@ def _resume(target: Path, plan: dict[str, Any]) -> Path:
 
 
 def _drop_from(first: Path) -> None:
-    """Delete what an earlier attempt left from this shard on: other documents stand there now."""
+    """Delete what an earlier attempt left from this shard on, half-deleted shards too: nothing there fits."""
     for shard in first.parent.glob("shard-*"):
         if shard.name >= first.name:
             shutil.rmtree(shard)
@@ -477,9 +489,9 @@ def _hash(name: str) -> int:
 
 def _write_manifest(folder: Path, n_shards: int, fingerprint: str) -> None:
     names = [f"shard-{number:05d}" for number in range(n_shards)]
-    for extra in folder.glob("shard-*"):  # of an earlier attempt with more documents
-        if extra.name not in names:
-            shutil.rmtree(extra)
+    for extra in folder.iterdir():  # of an earlier attempt with more documents, which may have been killed
+        if extra.name not in (*names, _PLAN):
+            shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
     content = {
         "magic": SHARDED_MAGIC,
         "version": FORMAT_VERSION,
@@ -487,7 +499,7 @@ def _write_manifest(folder: Path, n_shards: int, fingerprint: str) -> None:
         "tokenizer_hash": fingerprint,
         "shards": {name: files.sha256(folder / name / MANIFEST) for name in names},
     }
-    files.write_atomically(folder / MANIFEST, json.dumps(content, indent=2))
+    index_format.write_manifest(folder, content)
 
 
 # ---------------------------------------------------------------------- opening
@@ -499,15 +511,20 @@ def _read_manifest(folder: Path) -> Manifest:
         raise damaged(folder, f"{MANIFEST} has version {content.get('version')!r}, fields {sorted(content)}")
     del content["version"]
     manifest = Manifest(**content)
-    names = [f"shard-{number:05d}" for number in range(len(manifest.shards))]
-    if not isinstance(manifest.shards, dict) or not names or sorted(manifest.shards) != names:
+    if not isinstance(manifest.tokenizer_hash, str):
+        raise damaged(folder, f"{MANIFEST}: tokenizer_hash is {manifest.tokenizer_hash!r:.80}")
+    found = list(manifest.shards) if isinstance(manifest.shards, dict) else []
+    if not found or found != [f"shard-{number:05d}" for number in range(len(found))]:
         raise damaged(folder, f"{MANIFEST} names the shards {manifest.shards!r:.80}")
+    if any(place.name not in manifest.shards for place in folder.glob("shard-*")):
+        raise damaged(folder, f"{MANIFEST} does not name all shards that are there")
     for name, digest in manifest.shards.items():
         _check_shard(folder, name, digest, manifest)
     return manifest
 
 
 def _check_shard(folder: Path, name: str, digest: str, manifest: Manifest) -> None:
+    index_format.check_own(folder / name)
     found = index_format.read_manifest(folder / name)
     if files.sha256(folder / name / MANIFEST) != digest:
         raise damaged(folder, f"the manifest of {name} does not have the SHA-256 that it was built with")
@@ -520,7 +537,16 @@ def _check_unique(index: ShardedIndex, folder: Path) -> None:
         raise damaged(folder, "two shards hold documents of the same id")
 
 
-def open_index(path: str | Path, *, verify: str = "manifest") -> TraceIndex | ShardedIndex:
+AnyIndex = TraceIndex | ShardedIndex
+"""An index in a folder of this machine."""
+
+
+def open_index(path: str | Path, *, verify: str = "manifest") -> AnyIndex:
     """Open whatever kind of index is in a folder; see `TraceIndex.open` and `ShardedIndex.open`."""
-    kind = ShardedIndex if index_format.magic_of(Path(path)) == SHARDED_MAGIC else TraceIndex
-    return kind.open(path, verify=verify)
+    folder = Path(path)
+
+    def read() -> AnyIndex:
+        kind = ShardedIndex if index_format.magic_of(folder) == SHARDED_MAGIC else TraceIndex
+        return kind.open(folder, verify=verify)
+
+    return index_format.unreplaced(folder, read)

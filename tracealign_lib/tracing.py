@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -28,13 +27,18 @@ LOCATED = 100
 """Occurrences looked up for one span; a span with more reports its number of documents as "at least"."""
 CONTEXT = 160
 """Characters of a document kept on each side of a match."""
+LONGEST_TEXT = 200_000
+"""Characters of a text that is traced at once: a copy of n tokens takes n^2 / 2 comparisons."""
 PASSAGES = 3
 """Passages kept for one source, the highest-scored first."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Bidirectional controls and invisible marks: they can make a text read differently from what it holds.
 _HIDDEN = frozenset("\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u2060\ufeff\ufffe\uffff") | frozenset(
-    map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xFFF9, 0xFFFC)])
+    map(
+        chr,
+        [*range(0x202A, 0x202F), *range(0x2061, 0x2070), *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)],
+    )
 )
 
 
@@ -256,8 +260,8 @@ def trace(
     Raises
     ------
     ParameterError
-        An argument is of the wrong type or out of range, the index holds no texts, or the scorer returned
-        something that is not a finite number.
+        An argument is of the wrong type or out of range, the text is longer than `LONGEST_TEXT`, the index
+        holds no texts, or the scorer returned something that is not a finite number.
     """
     _check(index, text, min_length, max_count, limit)
     ids, offsets = index.encode_with_offsets(without_surrogates(text))
@@ -316,6 +320,13 @@ def _check(index: Any, text: Any, min_length: Any, max_count: Any, limit: Any) -
             given=type(text).__name__,
             expected="str",
             mend="decode tokens first, for example tokenizer.decode(ids)",
+        )
+    if len(text) > LONGEST_TEXT:
+        raise ParameterError(
+            "The text is too long to be traced at once.",
+            given=f"{len(text):,} characters",
+            expected=f"at most {LONGEST_TEXT:,}",
+            mend="trace it in pieces",
         )
     if getattr(index, "tokenizer", None) is None:
         raise ParameterError(
@@ -406,8 +417,7 @@ def _traced_source(
 ) -> TracedSource:
     document = index.document(source.document_id)
     tokens, offsets = index.encode_with_offsets(without_surrogates(document.text))
-    matcher = SequenceMatcher(None, tokens.tolist(), ids.tolist(), autojunk=False)
-    runs = [matcher.find_longest_match(0, len(tokens), start, end) for start, end in source.covered]
+    runs = [_longest_run(tokens.tolist(), ids.tolist(), start, end) for start, end in source.covered]
     runs = [run for run in runs if run.size]
     runs.sort(key=lambda run: -float(index.surprisal[ids[run.b : run.b + run.size]].sum()))
     passages = []
@@ -424,6 +434,60 @@ def _traced_source(
     return TracedSource(
         document.id, float(source.score), dict(document.meta), covered, share, tuple(passages)
     )
+
+
+class Run(NamedTuple):
+    """`size` tokens that stand at `a` in a document and at `b` in a text."""
+
+    a: int
+    b: int
+    size: int
+
+
+def _longest_run(document: list[int], text: list[int], start: int, end: int) -> Run:
+    """The longest run of tokens that a document shares with `text[start:end]`; of several, the first.
+
+    Takes time in proportion to both, however often they repeat themselves: the document is read through
+    the suffix automaton of the text (Blumer et al., 1985), whose states are sets of places where runs end.
+    """
+    follow: list[dict[int, int]] = [{}]  # state -> next token -> state
+    link, length, first_end = [-1], [0], [start]  # the state of a shorter suffix; longest run; its first end
+    last = 0
+    for place in range(start, end):
+        state, token = last, text[place]
+        last = len(follow)
+        follow.append({})
+        link.append(0)
+        length.append(length[state] + 1)
+        first_end.append(place + 1)
+        while state != -1 and token not in follow[state]:
+            follow[state][token] = last
+            state = link[state]
+        if state == -1:
+            continue
+        target = follow[state][token]
+        if length[target] != length[state] + 1:
+            copy = len(follow)
+            follow.append(dict(follow[target]))
+            link.append(link[target])
+            length.append(length[state] + 1)
+            first_end.append(first_end[target])
+            link[target] = copy
+            while state != -1 and follow[state].get(token) == target:
+                follow[state][token] = copy
+                state = link[state]
+            target = copy
+        link[last] = target
+    best, state, size = Run(0, start, 0), 0, 0
+    for place, token in enumerate(document, start=1):
+        while state and token not in follow[state]:
+            state = link[state]
+            size = length[state]
+        if token in follow[state]:
+            state, size = follow[state][token], size + 1
+        if size > best.size:
+            best = Run(place - size, first_end[state] - size, size)
+    return best
 
 
 def _passage(text: str, start: int, end: int, spans: tuple[int, ...]) -> Passage:

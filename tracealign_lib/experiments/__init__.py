@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "adb": "tracealign_lib.experiments.evaluation:publish_adb",
     "adb-whole": "tracealign_lib.experiments.evaluation:publish_adb_whole",
     "causal": "tracealign_lib.experiments.causal:publish_causal",
+    "real-corpus": "tracealign_lib.experiments.real_corpus:publish_real_corpus",
     "adaptive": "tracealign_lib.experiments.adaptive:publish_adaptive",
     "coverage": "tracealign_lib.experiments.coverage:publish_coverage",
     "claims": "tracealign_lib.experiments.claims:publish_claims",

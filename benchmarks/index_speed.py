@@ -1,0 +1,286 @@
+"""How fast a TraceIndex is built and searched, beside infini-gram on the same tokens and machine.
+
+The corpus is the text of every package that this Python has installed, in 32,000 BPE ids learnt from it;
+beyond its end, copies follow whose ids are shuffled, so that frequencies stay and passages do not repeat.
+Every build runs in a process of its own. Writes data/results/index-speed.json.
+
+    python benchmarks/index_speed.py [MILLIONS OF TOKENS] [GREATEST SIZE OF THE GROWTH CURVE]
+
+Without infini-gram (extra `scale`) its rows are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tracealign_lib.installation import Installation
+
+from tracealign_lib import index as index_module
+from tracealign_lib import suffix_array, suffix_array_numpy
+from tracealign_lib.index import TraceIndex
+from tracealign_lib.results import write_results
+
+VOCABULARY = 32_000
+GROWTH = (1, 2, 5, 10, 20, 50, 100, 200)  # million tokens
+BYTES = 250 * 10**6  # of text at the most
+QUERY = 100  # tokens
+QUERIES = 400
+REPEATS = 5
+MILLION = 10**6
+
+
+def main(millions: int = 50, greatest: int = 200) -> None:
+    """Measure, print as it goes, and write the results file."""
+    start = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="index-speed-"))
+    try:
+        own = _prepare(folder, millions)
+        growth: list[dict[str, Any]] = []
+        for size in sorted({n for n in GROWTH if n <= greatest} | {millions}):
+            growth.append(_one_size(folder, size, rival=size == millions))
+            print(json.dumps(growth[-1]), flush=True)
+        main_row = next(row for row in growth if row["tokens"] == millions * MILLION)
+        values = {**main_row, "growth": growth}
+        settings = {
+            "vocabulary": VOCABULARY,
+            "tokens_of_text": own,
+            "query_tokens": QUERY,
+            "queries": QUERIES,
+            "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
+        }
+        seconds = time.monotonic() - start
+        write_results(
+            "index-speed", values, profile="full", seeds=[0], settings=settings, device="cpu", seconds=seconds
+        )
+    finally:
+        shutil.rmtree(folder)
+
+
+def _prepare(folder: Path, millions: int) -> int:
+    """Write `tokens.npy` and `lengths.npy` of the whole corpus; returns its tokens of text."""
+    texts = [document.text for document in Installation.find().sample(BYTES).documents()]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts[::10], trainer)
+    parts: list[np.ndarray] = []
+    held = 0
+    for first in range(0, len(texts), 256):
+        for encoding in tokenizer.encode_batch(texts[first : first + 256]):
+            parts.append(np.array(encoding.ids, dtype=np.uint16))
+            held += len(parts[-1])
+        if held >= millions * MILLION:
+            break
+    np.save(folder / "tokens.npy", np.concatenate(parts))
+    np.save(folder / "lengths.npy", [len(part) for part in parts])
+    return held
+
+
+def _documents(folder: Path, millions: int) -> list[np.ndarray]:
+    """The first so many tokens, as documents; behind the end of the text, shuffled copies of it."""
+    tokens, lengths = np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "lengths.npy")
+    whole = np.split(tokens, np.cumsum(lengths)[:-1])
+    documents: list[np.ndarray] = []
+    left, copy = millions * MILLION, 0
+    while left > 0:
+        shuffled = np.random.default_rng(copy).permutation(VOCABULARY).astype(np.uint16)
+        for document in whole:
+            part = document[:left]
+            documents.append(part if copy == 0 else shuffled[part])
+            left -= len(part)
+            if left <= 0:
+                break
+        copy += 1
+    return documents
+
+
+def _one_size(folder: Path, millions: int, *, rival: bool) -> dict[str, Any]:
+    found: dict[str, Any] = _apart("build", folder, millions)
+    found |= _apart("open", folder, millions)
+    found |= _apart("query", folder, millions)
+    if rival and find_spec("infini_gram") is not None:
+        found |= _apart("rival_build", folder, millions)
+        found |= _apart("rival_query", folder, millions)
+    shutil.rmtree(folder / "index", ignore_errors=True)
+    shutil.rmtree(folder / "rival", ignore_errors=True)
+    return found
+
+
+def _apart(part: str, folder: Path, millions: int) -> dict[str, Any]:
+    """What a part measures in a process of its own."""
+    command = [sys.executable, __file__, "--part", part, str(folder), str(millions)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{part} of {millions} million tokens failed:\n{done.stderr[-2000:]}")
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def _cpu(who: int = resource.RUSAGE_SELF) -> float:
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime
+
+
+def build(folder: Path, millions: int) -> dict[str, Any]:
+    """Seconds, CPU seconds, bytes on disk and peak memory of a build."""
+    TraceIndex.build_tokens([[0, 1]], folder / "warm", vocab_size=VOCABULARY)  # compiled loops are loaded
+    documents = _documents(folder, millions)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, cpu = time.perf_counter(), _cpu()
+    TraceIndex.build_tokens(documents, folder / "index", vocab_size=VOCABULARY)
+    seconds, cpu = time.perf_counter() - start, _cpu() - cpu
+    tokens = millions * MILLION
+    size = sum(path.stat().st_size for path in (folder / "index").rglob("*"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {
+        "tokens": tokens,
+        "documents": len(documents),
+        "build, seconds": seconds,
+        "build, CPU seconds": cpu,
+        "build, peak bytes a token": peak * 1024 / tokens,
+        "size, bytes a token": size / tokens,
+    }
+
+
+def open_(folder: Path, millions: int) -> dict[str, Any]:
+    """Milliseconds to open the index, and to the first answer when nothing of it is in memory."""
+    for path in (folder / "index").rglob("*.npy"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    warm = TraceIndex.open(folder / "warm")
+    warm.spans([0, 1])
+    query = _queries(folder, 1)[0]
+    start = time.perf_counter()
+    index = TraceIndex.open(folder / "index")
+    opened = time.perf_counter()
+    index.spans(query)
+    answered = time.perf_counter()
+    again = [_timed(lambda: TraceIndex.open(folder / "index")) for _ in range(20)]
+    return {
+        "open, ms": 1e3 * float(np.median(again)),
+        "open when cold, ms": 1e3 * (opened - start),
+        "first query when cold, ms": 1e3 * (answered - opened),
+    }
+
+
+def query(folder: Path, millions: int) -> dict[str, Any]:
+    """Milliseconds of the searches, with compiled loops and with numpy."""
+    index = TraceIndex.open(folder / "index")
+    queries = _queries(folder, QUERIES)
+    found: dict[str, Any] = {}
+    for name, module in (("numba", suffix_array), ("numpy", suffix_array_numpy)):
+        index_module._search = module
+        for ids in queries[:50]:
+            index.spans(ids)
+        cpu = _cpu()
+        times = [_timed(lambda ids=ids: index.spans(ids)) for ids in queries]
+        found[f"spans, {name}, CPU ms"] = 1e3 * (_cpu() - cpu) / len(queries)
+        found[f"spans, {name}, ms"] = 1e3 * float(np.median(times))
+        found[f"spans, {name}, ms, 95th percentile"] = 1e3 * float(np.quantile(times, 0.95))
+    index_module._search = suffix_array
+    wall = _timed(lambda: index.spans_of(queries * 5))
+    found["spans of many texts, ms a text"] = 1e3 * wall / (5 * len(queries))
+    return found | _steps(index, queries)
+
+
+def _steps(index: TraceIndex, queries: list[np.ndarray]) -> dict[str, Any]:
+    """A step of decoding with 4 beams and 50 candidates each."""
+    rng = np.random.default_rng(1)
+    kept, longest = [], []
+    for first in range(0, len(queries) - 4, 4):
+        beams = [ids[: QUERY // 2] for ids in queries[first : first + 4]]
+        candidates = rng.integers(0, VOCABULARY, (4, 50))
+        intervals = [index.longest_suffix(ids) for ids in beams]
+        longest.append(_timed(lambda beams=beams: [index.longest_suffix(ids) for ids in beams]))
+        index.extend(intervals, candidates)
+        kept.append(_timed(lambda held=intervals, following=candidates: index.extend(held, following)))
+    return {
+        "step from kept intervals, ms": 1e3 * float(np.median(kept)),
+        "longest suffix of 4 beams, ms": 1e3 * float(np.median(longest)),
+    }
+
+
+def rival_build(folder: Path, millions: int) -> dict[str, Any]:
+    """The same build by infini-gram: seconds and CPU seconds, its own processes included."""
+    from tracealign_lib.infini_gram import InfiniGramIndex
+
+    documents = _documents(folder, millions)
+    start, cpu = time.perf_counter(), _cpu() + _cpu(resource.RUSAGE_CHILDREN)
+    InfiniGramIndex.build_tokens(documents, folder / "rival", vocab_size=VOCABULARY, jobs=2)
+    return {
+        "infini-gram: build, seconds": time.perf_counter() - start,
+        "infini-gram: build, CPU seconds": _cpu() + _cpu(resource.RUSAGE_CHILDREN) - cpu,
+    }
+
+
+def rival_query(folder: Path, millions: int) -> dict[str, Any]:
+    """infini-gram's `attribute` of the same texts, its index held in memory; and whether spans agree."""
+    from infini_gram.engine import InfiniGramEngine
+
+    from tracealign_lib.infini_gram import InfiniGramIndex
+
+    engine = InfiniGramEngine([str(folder / "rival")], eos_token_id=0, load_to_ram=True)
+    queries = _queries(folder, 100)
+    settings = {"delim_ids": [], "min_len": 1, "max_cnt": 10**9, "enforce_bow": False}
+    for ids in queries[:10]:
+        engine.attribute(ids.tolist(), **settings)
+    cpu = _cpu()
+    times = [_timed(lambda ids=ids: engine.attribute(ids.tolist(), **settings)) for ids in queries]
+    cpu = _cpu() - cpu
+    ours, theirs = TraceIndex.open(folder / "index"), InfiniGramIndex.open(folder / "rival")
+    agree = sum(ours.spans(ids) == theirs.spans(ids) for ids in queries)
+    return {
+        "infini-gram: attribute, ms": 1e3 * float(np.median(times)),
+        "infini-gram: attribute, CPU ms": 1e3 * cpu / len(queries),
+        "spans agree, texts": agree,
+        "spans compared, texts": len(queries),
+    }
+
+
+def _queries(folder: Path, number: int) -> list[np.ndarray]:
+    """Texts of `QUERY` tokens: passages of the corpus in which one id in ten is another."""
+    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+    rng = np.random.default_rng(0)
+    found = []
+    for place in rng.integers(0, MILLION // 2, number).tolist():
+        ids = tokens[place : place + QUERY].astype(np.int64)
+        changed = rng.random(QUERY) < 0.1
+        ids[changed] = rng.integers(0, VOCABULARY, int(changed.sum()))
+        found.append(ids)
+    return found
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+PARTS = {
+    "build": build,
+    "open": open_,
+    "query": query,
+    "rival_build": rival_build,
+    "rival_query": rival_query,
+}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--part"]:
+        print(json.dumps(PARTS[sys.argv[2]](Path(sys.argv[3]), int(sys.argv[4]))))
+    else:
+        main(*map(int, sys.argv[1:]))

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tracealign_lib.installation import Installation
 
 from tracealign_lib import index as index_module
 from tracealign_lib import suffix_array, suffix_array_numpy
 from tracealign_lib.index import TraceIndex
+from tracealign_lib.installation import Installation
 from tracealign_lib.results import write_results
 
 VOCABULARY = 32_000

@@ -41,7 +41,8 @@ def nbval(path: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     """Run a notebook again; cells tagged `nbval-check-output` must print what they printed before."""
     options = ["--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-c", os.devnull, "-q"]
     command = [sys.executable, "-m", "pytest", *options, f"--rootdir={path.parent}", str(path)]
-    environment = {**os.environ, "TRACEALIGN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    quiet = {"TRACEALIGN_PROGRESS": "0", "OMP_NUM_THREADS": "1"}  # a bar would be an output of its cell
+    environment = {**os.environ, "TRACEALIGN_CACHE": str(cache), **quiet}
     return subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True)
 
 

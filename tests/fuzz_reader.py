@@ -1,7 +1,8 @@
 """Opens an index and asks it, again and again, while another process replaces it.
 
 `python fuzz_reader.py INDEX SOUND STOP` reads from SOUND what the indexes that come and go answer, as a
-list of JSON strings, and goes on until the file STOP exists. It prints what it has seen as one JSON line.
+list of JSON strings, and goes on until the file STOP exists. Once it has met each of them twice, it makes
+the file STOP.enough. It prints what it has seen as one JSON line.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def main(path: Path, sound: list[str], stop: Path) -> None:
             seen[str(sound.index(told)) if told in sound else "wrong"] += 1
         seen["kept"] += answers(kept) == first
         seen["forgotten"] += answers(kept) != first
+        if min(seen["0"], seen["1"]) > 1:
+            stop.with_suffix(".enough").touch()
     print(json.dumps(seen))
 
 

@@ -2,7 +2,8 @@
 
 The corpus is the text of every package that this Python has installed, in 32,000 BPE ids learnt from it;
 beyond its end, copies follow whose ids are shuffled, so that frequencies stay and passages do not repeat.
-Every build runs in a process of its own. Writes data/results/index-speed.json.
+Every build runs in a process of its own; at the size of the comparison, the two engines take turns and the
+median of several rounds counts. Writes data/results/index-speed.json.
 
     python benchmarks/index_speed.py [MILLIONS OF TOKENS] [GREATEST SIZE OF THE GROWTH CURVE]
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -29,16 +31,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tracealign_lib import index as index_module
 from tracealign_lib import suffix_array, suffix_array_numpy
+from tracealign_lib.build_cost import peak_memory
 from tracealign_lib.index import TraceIndex
 from tracealign_lib.installation import Installation
 from tracealign_lib.results import write_results
 
 VOCABULARY = 32_000
+WIDE = 100_000
 GROWTH = (1, 2, 5, 10, 20, 50, 100, 200)  # million tokens
-BYTES = 250 * 10**6  # of text at the most
 QUERY = 100  # tokens
 QUERIES = 400
-REPEATS = 5
+ROUNDS = 3  # of each part at the size of the comparison
 MILLION = 10**6
 
 
@@ -47,18 +50,16 @@ def main(millions: int = 50, greatest: int = 200) -> None:
     start = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="index-speed-"))
     try:
-        own = _prepare(folder, millions)
-        growth: list[dict[str, Any]] = []
-        for size in sorted({n for n in GROWTH if n <= greatest} | {millions}):
-            growth.append(_one_size(folder, size, rival=size == millions))
-            print(json.dumps(growth[-1]), flush=True)
-        main_row = next(row for row in growth if row["tokens"] == millions * MILLION)
-        values = {**main_row, "growth": growth}
+        own = _prepare(folder, max(millions, greatest))
+        sizes = sorted({n for n in GROWTH if n <= greatest} | {millions})
+        growth = [_one_size(folder, size) for size in sizes]
+        values = {**_compared(folder, millions), "growth": growth}
         settings = {
             "vocabulary": VOCABULARY,
             "tokens_of_text": own,
             "query_tokens": QUERY,
             "queries": QUERIES,
+            "rounds": ROUNDS,
             "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         }
         seconds = time.monotonic() - start
@@ -70,16 +71,17 @@ def main(millions: int = 50, greatest: int = 200) -> None:
 
 
 def _prepare(folder: Path, millions: int) -> int:
-    """Write `tokens.npy` and `lengths.npy` of the whole corpus; returns its tokens of text."""
-    texts = [document.text for document in Installation.find().sample(BYTES).documents()]
+    """Write `tokens.npy` and `lengths.npy` of the text, `millions` of tokens at most; returns how many."""
+    texts = [document.text for document in Installation.find().documents()]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts[::10], trainer)
+    tokenizer.train_from_iterator(texts[::20], trainer)
     parts: list[np.ndarray] = []
     held = 0
+    random.Random(0).shuffle(texts)  # or the small sizes would be the first packages of the alphabet
     for first in range(0, len(texts), 256):
         for encoding in tokenizer.encode_batch(texts[first : first + 256]):
             parts.append(np.array(encoding.ids, dtype=np.uint16))
@@ -93,8 +95,9 @@ def _prepare(folder: Path, millions: int) -> int:
 
 def _documents(folder: Path, millions: int) -> list[np.ndarray]:
     """The first so many tokens, as documents; behind the end of the text, shuffled copies of it."""
-    tokens, lengths = np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "lengths.npy")
-    whole = np.split(tokens, np.cumsum(lengths)[:-1])
+    tokens, lengths = np.load(folder / "tokens.npy")[: millions * MILLION], np.load(folder / "lengths.npy")
+    ends = np.cumsum(lengths)
+    whole = np.split(tokens, ends[ends < len(tokens)])
     documents: list[np.ndarray] = []
     left, copy = millions * MILLION, 0
     while left > 0:
@@ -109,16 +112,22 @@ def _documents(folder: Path, millions: int) -> list[np.ndarray]:
     return documents
 
 
-def _one_size(folder: Path, millions: int, *, rival: bool) -> dict[str, Any]:
-    found: dict[str, Any] = _apart("build", folder, millions)
-    found |= _apart("open", folder, millions)
-    found |= _apart("query", folder, millions)
-    if rival and find_spec("infini_gram") is not None:
-        found |= _apart("rival_build", folder, millions)
-        found |= _apart("rival_query", folder, millions)
-    shutil.rmtree(folder / "index", ignore_errors=True)
+def _one_size(folder: Path, millions: int, *parts: str) -> dict[str, Any]:
+    """What the parts measure of an index of so many million tokens, all of them unless told which."""
+    found: dict[str, Any] = {}
+    for part in ("build", "query", "open", *parts):  # warm before cold
+        found |= _apart(part, folder, millions)
+    shutil.rmtree(folder / "index")
     shutil.rmtree(folder / "rival", ignore_errors=True)
+    print(json.dumps(found), flush=True)
     return found
+
+
+def _compared(folder: Path, millions: int) -> dict[str, Any]:
+    """Medians over rounds of both engines, and of an index whose ids take 32 bits."""
+    rival = ("rival_build", "rival_query") if find_spec("infini_gram") is not None else ()
+    rounds = [_one_size(folder, millions, *rival, "wide") for _ in range(ROUNDS)]
+    return {key: float(np.median([row[key] for row in rounds])) for key in rounds[0]}
 
 
 def _apart(part: str, folder: Path, millions: int) -> dict[str, Any]:
@@ -140,21 +149,31 @@ def build(folder: Path, millions: int) -> dict[str, Any]:
     """Seconds, CPU seconds, bytes on disk and peak memory of a build."""
     TraceIndex.build_tokens([[0, 1]], folder / "warm", vocab_size=VOCABULARY)  # compiled loops are loaded
     documents = _documents(folder, millions)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, cpu = time.perf_counter(), _cpu()
-    TraceIndex.build_tokens(documents, folder / "index", vocab_size=VOCABULARY)
-    seconds, cpu = time.perf_counter() - start, _cpu() - cpu
-    tokens = millions * MILLION
-    size = sum(path.stat().st_size for path in (folder / "index").rglob("*"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    with peak_memory() as peak:  # above what the process holds, its input included
+        TraceIndex.build_tokens(documents, folder / "index", vocab_size=VOCABULARY)
     return {
-        "tokens": tokens,
+        "tokens": millions * MILLION,
         "documents": len(documents),
-        "build, seconds": seconds,
-        "build, CPU seconds": cpu,
-        "build, peak bytes a token": peak * 1024 / tokens,
-        "size, bytes a token": size / tokens,
+        "build, seconds": time.perf_counter() - start,
+        "build, CPU seconds": _cpu() - cpu,
+        "build, peak bytes a token": peak.bytes / (millions * MILLION),
+        "size, bytes a token": _bytes(folder / "index") / (millions * MILLION),
     }
+
+
+def wide(folder: Path, millions: int) -> dict[str, Any]:
+    """The same build for a vocabulary that needs ids of 32 bits."""
+    documents = _documents(folder, millions)
+    start = time.perf_counter()
+    TraceIndex.build_tokens(documents, folder / "wide", vocab_size=WIDE)
+    seconds, size = time.perf_counter() - start, _bytes(folder / "wide")
+    shutil.rmtree(folder / "wide")
+    return {"32 bits: build, seconds": seconds, "32 bits: size, bytes a token": size / (millions * MILLION)}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*"))
 
 
 def open_(folder: Path, millions: int) -> dict[str, Any]:
@@ -185,7 +204,7 @@ def query(folder: Path, millions: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in (("numba", suffix_array), ("numpy", suffix_array_numpy)):
         index_module._search = module
-        for ids in queries[:50]:
+        for ids in queries:  # warm: what they need of the index is in memory
             index.spans(ids)
         cpu = _cpu()
         times = [_timed(lambda ids=ids: index.spans(ids)) for ids in queries]
@@ -225,6 +244,7 @@ def rival_build(folder: Path, millions: int) -> dict[str, Any]:
     return {
         "infini-gram: build, seconds": time.perf_counter() - start,
         "infini-gram: build, CPU seconds": _cpu() + _cpu(resource.RUSAGE_CHILDREN) - cpu,
+        "infini-gram: size, bytes a token": _bytes(folder / "rival") / (millions * MILLION),
     }
 
 
@@ -275,6 +295,7 @@ PARTS = {
     "build": build,
     "open": open_,
     "query": query,
+    "wide": wide,
     "rival_build": rival_build,
     "rival_query": rival_query,
 }

@@ -14,7 +14,9 @@ import atheris
 
 from tracealign_lib import suffix_array  # noqa: F401  # compiled code cannot be instrumented
 
-with atheris.instrument_imports(include=["tracealign_lib.index_format", "tracealign_lib.index"]):
+with atheris.instrument_imports(
+    include=["tracealign_lib.index_format", "tracealign_lib.index_place", "tracealign_lib.index"]
+):
     from tracealign_lib import index  # noqa: F401
 
 from fuzz_damage import limit_memory

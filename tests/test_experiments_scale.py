@@ -106,17 +106,12 @@ def test_durations(seconds: float, text: str) -> None:
     assert scale.duration(seconds) == text
 
 
-def test_published_builds_and_growth_where_there_are_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_published_builds_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracealign_lib.results.results_folder", lambda: tmp_path)
     assert scale.published_builds() == []
-    assert scale.growth() is None
     rest = {"profile": "full", "seeds": [3], "settings": {}, "path": tmp_path}
     write_results("real-corpus", {"builds": [SHARDS._asdict(), MILLION._asdict()]}, **rest)
     assert scale.published_builds() == [MILLION, SHARDS]
-    write_results("index-speed", {"growth": [{"tokens": 5}]}, **rest)
-    assert list(scale.growth()["tokens"]) == [5]
 
 
 def test_an_error_of_the_library_is_shown_and_others_are_not_hidden(

@@ -20,7 +20,7 @@ import pytest
 from index_samples import DOCUMENTS, small_index, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tracealign_lib import files, index_format, suffix_array
+from tracealign_lib import files, index_writing, suffix_array
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import IndexFormatError, ParameterError
 from tracealign_lib.index import TraceIndex
@@ -244,8 +244,8 @@ STEPS = [
     (suffix_array, "divsufsort", 1),
     (np, "save", 1),
     (np, "save", 5),
-    (index_format, "_save_tokenizer", 1),
-    (index_format, "_write_manifest", 1),
+    (index_writing, "_save_tokenizer", 1),
+    (index_writing, "_write_manifest", 1),
     (files, "seal", 1),
     (files, "write_atomically", 1),
     (os, "fsync", 1),

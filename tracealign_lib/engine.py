@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tracealign_lib.documents import Document
-from tracealign_lib.errors import ModelError, ParameterError, TraceAlignError, VocabularyError
+from tracealign_lib.errors import CorpusError, ModelError, ParameterError, TraceAlignError, VocabularyError
 from tracealign_lib.index_format import hash_tokenizer
 from tracealign_lib.queries import check_ids, check_integer
 from tracealign_lib.suffix_array import Ids, merge_windows
@@ -213,6 +215,31 @@ class Engine(ABC):
         return [Source(self._name(n), -negative, covered) for negative, n, covered in ranked[:limit]]
 
 
+class Listed:
+    """Looks documents up for an engine that lists the ids of all of them."""
+
+    @property
+    @abstractmethod
+    def document_ids(self) -> tuple[str, ...]:
+        """The ids of all documents, in corpus order."""
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.document_ids)}
+
+    def __contains__(self, document_id: object) -> bool:
+        """Whether the corpus holds a document of that id."""
+        return isinstance(document_id, str) and document_id in self._numbers
+
+    def _number(self, document_id: str) -> int:
+        if document_id not in self:
+            raise unknown_document(document_id, self.document_ids)
+        return self._numbers[document_id]
+
+    def _name(self, number: int) -> str:
+        return self.document_ids[number]
+
+
 class SuffixEngine(Engine):
     """An engine that answers one question about suffixes at a time; spans are put together from few of them.
 
@@ -313,6 +340,26 @@ def laplace_surprisal(counts: NDArray[Any] | float, n_tokens: int, vocab_size: i
 def vocabulary_size(tokenizer: Any) -> int:
     """One more than the largest id of a tokenizer, added tokens included."""
     return 1 + int(max(tokenizer.get_vocab().values()))
+
+
+def unknown_document(document_id: object, known: Sequence[str]) -> ParameterError:
+    """The error to raise when none of the documents of an engine has that id."""
+    return ParameterError(
+        "The index holds no document of that id.",
+        given=repr(document_id),
+        expected=f"one of {len(known)} ids, such as {known[0]!r}",
+        mend="look into index.document_ids",
+    )
+
+
+def no_texts(path: Path) -> CorpusError:
+    """The error to raise when an index of token ids is asked for a text."""
+    return CorpusError(
+        "The index holds no texts.",
+        given=str(path),
+        expected="an index that was built from documents, with `build`",
+        mend="use document_tokens, or build the index from documents",
+    )
 
 
 def _grows(span: Span, after: Span | None) -> bool:

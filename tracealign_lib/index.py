@@ -20,29 +20,37 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tracealign_lib import index_format, suffix_array, suffix_array_numpy
+from tracealign_lib import index_format, index_writing, suffix_array, suffix_array_numpy
 from tracealign_lib.compiled import HAS_NUMBA
 from tracealign_lib.documents import Document, check_documents
 from tracealign_lib.engine import (
     PLAIN,
     Engine,
+    Listed,
     Occurrence,
     Source,
     Span,
     is_utf8,
     laplace_surprisal,
+    no_texts,
 )
 from tracealign_lib.errors import CorpusError, ParameterError
-from tracealign_lib.index_format import StoredIndex, Texts, hash_tokenizer
+from tracealign_lib.index_format import StoredIndex, hash_tokenizer
 from tracealign_lib.progress import progress
 from tracealign_lib.queries import check_ids, check_integer
 from tracealign_lib.suffix_array import Ids
 
 # `Ids` and `hash_tokenizer` are defined elsewhere, but belong to what a caller of an index needs.
-__all__ = ["Ids", "Interval", "Occurrence", "Source", "Span", "TraceIndex", "hash_tokenizer"]
+__all__ = ["INDEX_CODE", "Ids", "Interval", "Occurrence", "Source", "Span", "TraceIndex", "hash_tokenizer"]
 
 _search: ModuleType = suffix_array if HAS_NUMBA else suffix_array_numpy
 _ENCODE_BATCH = 256
+
+INDEX_CODE = tuple(
+    f"tracealign_lib.{name}"
+    for name in ("index", "engine", "suffix_array", "index_format", "index_writing", "index_place", "files")
+)
+"""The modules whose code decides what an index holds: for stages that keep one."""
 
 
 class Interval(NamedTuple):
@@ -57,7 +65,7 @@ class Interval(NamedTuple):
     length: int
 
 
-class TraceIndex(Engine):
+class TraceIndex(Listed, Engine):
     """An exact, memory-mapped index over the tokens of a training corpus.
 
     Make one with `TraceIndex.build`, `TraceIndex.build_tokens` or `TraceIndex.open`. Queries are
@@ -137,12 +145,13 @@ class TraceIndex(Engine):
         """
         checked = check_documents(documents)
         fingerprint = hash_tokenizer(tokenizer)
-        with index_format.building(path) as target:
-            records = [index_format.encode_record(document) for document in checked]
+        with index_writing.building(path) as target:
+            records = [index_writing.encode_record(document) for document in checked]
             encoded = _encode(tokenizer, checked)
             arrays = suffix_array.sort_corpus(encoded, vocab_size=1 + max(tokenizer.get_vocab().values()))
             names = [document.id for document in checked]
-            index_format.write_index(target, arrays, names, Texts(records, tokenizer, fingerprint))
+            texts = index_writing.Texts(records, tokenizer, fingerprint)
+            index_writing.write_index(target, arrays, names, texts)
         return cls.open(path)
 
     @classmethod
@@ -180,10 +189,10 @@ class TraceIndex(Engine):
         """
         vocab_size = check_integer(vocab_size, "vocab_size", at_most=2**32 - 1)
         checked = (check_ids(ids, vocab_size, f"document {i}", copy=False) for i, ids in enumerate(arrays))
-        with index_format.building(path) as target:
+        with index_writing.building(path) as target:
             stream, starts = suffix_array.lay_out(checked, vocab_size)
             names = _check_names(document_ids, len(starts) - 1)
-            index_format.write_index(target, suffix_array.sort_stream(stream, starts, vocab_size), names)
+            index_writing.write_index(target, suffix_array.sort_stream(stream, starts, vocab_size), names)
         return cls.open(path)
 
     @classmethod
@@ -246,31 +255,12 @@ class TraceIndex(Engine):
         """The ids of all documents, in corpus order."""
         return index_format.parse_names(self._names, self.n_documents, self.path)
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.document_ids)}
-
     def _check_stored(self) -> None:
         """Read every id, every document and the tokenizer, each of which checks itself."""
         document_ids = self.document_ids
         if self.tokenizer is not None:
             for document_id in document_ids:
                 self.document(document_id)
-
-    def __contains__(self, document_id: object) -> bool:
-        """Whether the index holds a document of that id."""
-        return isinstance(document_id, str) and document_id in self._numbers
-
-    def _number(self, document_id: str) -> int:
-        number = self._numbers.get(document_id) if isinstance(document_id, str) else None
-        if number is None:
-            raise ParameterError(
-                "The index holds no document of that id.",
-                given=repr(document_id),
-                expected=f"one of {self.n_documents} ids, such as {self.document_ids[0]!r}",
-                mend="look into index.document_ids",
-            )
-        return number
 
     def document(self, document_id: str) -> Document:
         """The stored document: id, text and metadata.
@@ -284,12 +274,7 @@ class TraceIndex(Engine):
         """
         number = self._number(document_id)
         if self._texts is None:
-            raise CorpusError(
-                "The index holds no texts.",
-                given=str(self.path),
-                expected="an index made by TraceIndex.build",
-                mend="use document_tokens, or build the index from documents",
-            )
+            raise no_texts(self.path)
         texts, offsets = self._texts
         raw = texts[offsets[number] : offsets[number + 1]]
         return index_format.parse_document(raw, number, document_id, self.path)
@@ -460,9 +445,6 @@ class TraceIndex(Engine):
 
     def _holders(self, query: Ids, length: int) -> list[tuple[int, Ids]]:
         return self.windows(query, length)
-
-    def _name(self, number: int) -> str:
-        return self.document_ids[number]
 
     def _interval(self, query: Ids) -> tuple[int, int]:
         low, high = map(int, _search.find_interval(*self.arrays[:3], query, 0, len(query)))

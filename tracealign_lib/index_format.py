@@ -1,17 +1,10 @@
-"""The folder of an index: its files, its manifest, how it is replaced, and what is checked on opening.
+"""The folder of an index: its files, its manifest, and what is checked on opening.
 
 Layout. An index is a folder of little-endian `.npy` arrays (`suffix_array.CorpusArrays`) that are
 memory-mapped, the ids of its documents as JSON, and a manifest that is written last and holds the
 size and SHA-256 of every file. An index built from documents also keeps them as JSON Lines, with the
-byte at which each starts, and their tokenizer.
-
-Replacement. A new index is written into `.<name>.<process>-<time>.partial` beside its place. An
-older index is then moved aside, to the same name with `.old`; the new one takes its place; the older
-one is deleted. Each move is one rename, so whatever kills the process, `.old` is a whole index. While
-nothing stands in its place, `read_index` names it and says how to bring it back, and the next build
-brings it back before it writes anything. That build also deletes what processes that have ended left
-unfinished; a process of another machine counts as ended, so two machines must not build one path at
-the same time. Two processes of one machine cannot: a build holds the lock file `.<name>.lock`.
+byte at which each starts, and their tokenizer. `index_writing` makes such a folder, and `index_place`
+puts it in the place of an older one.
 
 Reading. A folder may come from anywhere. Nothing in it is run or unpickled, no link is followed out of
 it, and only plain files are opened; the header of an array is compared with the one that the manifest
@@ -21,35 +14,29 @@ its answers while the folder is replaced; an index that is replaced while it is 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import mmap
 import os
 import re
-import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import psutil
-from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike, NDArray
 
 from tracealign_lib import files
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import (
     BusyError,
-    CorpusError,
     IndexFormatError,
     ModelError,
-    ParameterError,
-    StorageError,
 )
+from tracealign_lib.index_place import is_on_its_way, leftovers
 from tracealign_lib.suffix_array import KEY_STEP, CorpusArrays, find_disorder, sample_keys
 
 MAGIC = "TraceIndex"
@@ -58,23 +45,25 @@ FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 SHARD = re.compile(r"shard-\d{5}")
-_IDS = "document_ids.json"
+IDS = "document_ids.json"
 TEXTS = "documents.jsonl"
-_TOKENIZER = "tokenizer"
+TOKENIZER = "tokenizer"
 # The dtypes that each array may have; a file of any other name or dtype is never read.
-_ARRAYS = {
+ARRAYS = {
     "tokens.npy": ("<u2", "<u4"),
     "suffixes.npy": ("<i4", "<i8"),
     "keys.npy": ("<u8",),
     "document_starts.npy": ("<i8",),
     "unigram_counts.npy": ("<i8",),
 }
+# A search jumps: reading ahead what stands beside each place would take megabytes for every few bytes.
+_ADVICE = {"tokens.npy": "MADV_RANDOM", "suffixes.npy": "MADV_RANDOM", "keys.npy": "MADV_WILLNEED"}
 _TEXT_ARRAYS = {"document_offsets.npy": ("<i8",)}
-_TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
-_OPTIONAL_FILES = ("tokenizer/special_tokens_map.json", "tokenizer/chat_template.jinja")
-_CORE_FILES = (*_ARRAYS, _IDS)
-_TEXT_FILES = (TEXTS, *_TEXT_ARRAYS, *_TOKENIZER_FILES)
-_ALL_FILES = (*_CORE_FILES, *_TEXT_FILES, *_OPTIONAL_FILES)
+TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+OPTIONAL_FILES = ("tokenizer/special_tokens_map.json", "tokenizer/chat_template.jinja")
+CORE_FILES = (*ARRAYS, IDS)
+TEXT_FILES = (TEXTS, *_TEXT_ARRAYS, *TOKENIZER_FILES)
+_ALL_FILES = (*CORE_FILES, *TEXT_FILES, *OPTIONAL_FILES)
 _REBUILD = "build the index again with TraceIndex.build, into the same path"
 # Bytes of a manifest: a hundred thousand shards take nine million, one index some three thousand.
 _LONGEST_MANIFEST = {MAGIC: 2**16, SHARDED_MAGIC: 2**24}
@@ -94,14 +83,6 @@ class Manifest(NamedTuple):
     tokenizer_hash: str | None  # None: built from token ids, without texts
     dtypes: dict[str, str]
     files: dict[str, dict[str, Any]]  # name -> size, sha256
-
-
-class Texts(NamedTuple):
-    """What an index keeps beside its arrays when it is built from documents."""
-
-    records: list[bytes]  # one line of JSON Lines per document, see `encode_record`
-    tokenizer: Any
-    tokenizer_hash: str
 
 
 class StoredIndex(NamedTuple):
@@ -138,253 +119,6 @@ def hash_tokenizer(tokenizer: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------- building
-
-
-@contextmanager
-def building(path: str | Path) -> Iterator[Path]:
-    """Where to build an index, for this process alone.
-
-    Raises
-    ------
-    ParameterError
-        The path holds anything but an index.
-    BusyError
-        Another process is building there.
-    StorageError
-        The folder in which it is to stand cannot be written to.
-    """
-    target = Path(path).resolve()
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BusyError(
-            "Another process is building this index.",
-            given=str(target),
-            expected="one build of a path at a time",
-            mend="wait until it has ended, or choose another path",
-        ) from error
-    try:
-        _check_target(target)
-        yield target
-    finally:
-        with suppress(OSError):  # while it is held: who waits for it notices, and makes a new one
-            Path(lock.lock_file).unlink()
-        lock.release()
-
-
-@contextmanager
-def writing(target: Path, size: int | None = None) -> Iterator[None]:
-    """Turn an `OSError` while `size` bytes are written for `target` into a `StorageError`."""
-    try:
-        yield
-    except (StorageError, Timeout):
-        raise
-    except OSError as error:
-        needed = ""
-        with suppress(OSError):
-            free = shutil.disk_usage(target.parent).free
-            needed = f"; {free:,} bytes are free" + ("" if size is None else f", {size:,} are needed")
-        raise StorageError(
-            "The index cannot be written.",
-            given=f"{target}: {error}{needed}",
-            expected="a disk with room for the index, and for the older one until it is replaced",
-            mend="free some space, or choose a path on another disk; an older index is as it was",
-        ) from error
-
-
-def _check_target(target: Path) -> None:
-    if target.is_dir():
-        known = {MANIFEST, _TOKENIZER, *_CORE_FILES, *_TEXT_FILES}
-        entries = {entry.name for entry in target.iterdir() if not SHARD.fullmatch(entry.name)}
-        empty = next(target.iterdir(), None) is None
-        free = empty or (entries <= known and magic_of(target) in (MAGIC, SHARDED_MAGIC))
-    else:
-        free = not target.exists()
-    if not free:
-        raise ParameterError(
-            "The path holds something that is not an index.",
-            given=str(target),
-            expected="a new folder, or an index that may be replaced",
-            mend="choose another path, or move away what is there",
-        )
-
-
-def magic_of(folder: Path) -> object:
-    """The kind of index in a folder, as its manifest tells; None where it has none."""
-    try:
-        content = json.loads(_read_plain(folder, MANIFEST, max(_LONGEST_MANIFEST.values())))
-    except (IndexFormatError, OSError, ValueError, RecursionError):
-        return None
-    return content.get("magic") if isinstance(content, dict) else None
-
-
-def encode_record(document: Document) -> bytes:
-    """A document as one line of JSON Lines in UTF-8."""
-    try:
-        if isinstance(document.id, str) and isinstance(document.text, str):
-            return document.to_json().encode("utf-8") + b"\n"
-        problem = "id and text are not both strings"
-    except (UnicodeEncodeError, TypeError, ValueError) as error:
-        problem = str(error)
-    raise CorpusError(
-        "A document cannot be stored.",
-        given=f"{document.id!r}: {problem}",
-        expected="strings that can be written as UTF-8, and metadata that can be written as JSON",
-        mend="mend the document",
-    )
-
-
-def write_index(target: Path, arrays: CorpusArrays, names: list[str], texts: Texts | None = None) -> None:
-    """Write a whole index and put it in the place of `target`, which `building` has given.
-
-    An error or an interruption leaves `target` as it was, and nothing beside it.
-
-    Raises
-    ------
-    ModelError
-        The tokenizer changes when it is saved and loaded.
-    StorageError
-        The disk is full, or cannot be written to.
-    """
-    clear_leftovers(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{time.time_ns()}.partial")
-    size = sum(array.nbytes for array in arrays) + sum(map(len, texts.records if texts else ()))
-    with writing(target, size):
-        try:
-            partial.mkdir()
-            _write_files(partial, arrays, names, texts)
-            put_in_place(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def put_in_place(folder: Path, target: Path) -> None:
-    """Move a complete index to `target`, whose older index is deleted once the new one stands there."""
-    old = target.with_name(f".{target.name}.{os.getpid()}-{time.time_ns()}.old")
-    try:
-        if target.exists():
-            os.replace(target, old)
-        os.replace(folder, target)
-        files.sync(target.parent)
-    except BaseException:
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        raise
-    finally:
-        if target.exists():
-            _discard(old)
-
-
-def _write_files(folder: Path, arrays: CorpusArrays, names: list[str], texts: Texts | None) -> None:
-    for name, array in zip(_ARRAYS, arrays, strict=True):
-        _save_array(folder / name, array)
-    (folder / _IDS).write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
-    if texts is not None:
-        (folder / TEXTS).write_bytes(b"".join(texts.records))
-        offsets = np.cumsum([0, *map(len, texts.records)], dtype="<i8")
-        _save_array(folder / "document_offsets.npy", offsets)
-        _save_tokenizer(texts, folder / _TOKENIZER)
-    _write_manifest(folder, arrays, None if texts is None else texts.tokenizer_hash)
-
-
-def _save_array(place: Path, array: NDArray[Any]) -> None:
-    np.save(place, array, allow_pickle=False)
-    # numpy does not notice a disk that is full when the last buffer is written
-    if place.stat().st_size != len(_npy_header(array.dtype.str, len(array))) + array.nbytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
-
-
-def _save_tokenizer(texts: Texts, folder: Path) -> None:
-    tokenizer, fingerprint = texts.tokenizer, texts.tokenizer_hash
-    try:
-        tokenizer.save_pretrained(str(folder))
-    except Exception as error:
-        # tokenizers raises bare Exception where a disk is full
-        raise OSError(f"the tokenizer cannot be written: {error}") from error
-    known = {*_TOKENIZER_FILES, *_OPTIONAL_FILES}
-    for entry in folder.iterdir():
-        if f"{_TOKENIZER}/{entry.name}" not in known:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    found = hash_tokenizer(_open_tokenizer(folder))
-    if found != fingerprint:
-        raise ModelError(
-            "The tokenizer changes when it is saved and loaded again.",
-            given=f"{type(tokenizer).__name__}: hash {fingerprint} before, {found} after",
-            expected="a tokenizer that its tokenizer.json describes fully",
-            mend="wrap its backend: PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)",
-        )
-
-
-def _open_tokenizer(folder: Path) -> Any:
-    from transformers import PreTrainedTokenizerFast  # slow to import, and not needed to match ids
-
-    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-
-
-def _write_manifest(folder: Path, arrays: CorpusArrays, fingerprint: str | None) -> None:
-    """Put every file onto the disk, then write the manifest that vouches for them."""
-    dtypes = {name: array.dtype.str for name, array in zip(_ARRAYS, arrays, strict=True)}
-    content = {
-        "magic": MAGIC,
-        "version": FORMAT_VERSION,
-        "byte_order": "little",
-        "vocab_size": len(arrays.unigrams),
-        "n_tokens": len(arrays.suffixes),
-        "n_documents": len(arrays.starts) - 1,
-        "tokenizer_hash": fingerprint,
-        "dtypes": dtypes if fingerprint is None else {**dtypes, "document_offsets.npy": "<i8"},
-        "files": files.seal(folder),
-    }
-    write_manifest(folder, content)
-
-
-def clear_leftovers(target: Path) -> None:
-    """Undo what killed builds of `target` left: bring the older index back, delete the rest."""
-    for path, process, started in _leftovers(target):
-        if not _has_ended(process, started):
-            continue
-        if path.suffix == ".partial":
-            shutil.rmtree(path, ignore_errors=True)
-        elif target.exists():
-            _discard(path)
-        else:
-            os.replace(path, target)
-
-
-def _leftovers(target: Path) -> list[tuple[Path, int, int]]:
-    """Folders beside `target`, the process that made each, and when (ns since 1970); latest first."""
-    if not target.parent.is_dir():
-        return []
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)-(\d+)\.(partial|old)")
-    matches = ((path, pattern.fullmatch(path.name)) for path in target.parent.iterdir())
-    found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
-    return sorted(found, key=lambda leftover: leftover[2], reverse=True)
-
-
-def _has_ended(process: int, started: int) -> bool:
-    """Whether the process that began a build at `started` (ns) has ended."""
-    try:
-        # the system gives the number of a process that has ended to a later one
-        return bool(psutil.Process(process).create_time() > started / 1e9)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _discard(old: Path) -> None:
-    """Delete an index that was replaced, if it is there; `.old` must never be the name of half of one."""
-    rubbish = old.with_suffix(".partial")
-    with suppress(OSError):  # the next build tries again
-        os.replace(old, rubbish)
-        shutil.rmtree(rubbish, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------- opening
-
-
 def damaged(folder: Path, problem: str) -> IndexFormatError:
     """The error to raise when a part of the index in `folder` is not what was built."""
     return IndexFormatError(
@@ -414,7 +148,7 @@ def unreplaced(folder: Path, read: Callable[[], T]) -> T:
             found = read()
         except (IndexFormatError, OSError, MemoryError) as error:
             problem = error if isinstance(error, IndexFormatError) else damaged(folder, repr(error))
-            if _identity(folder) == before and not (before is None and _is_on_its_way(folder)):
+            if _identity(folder) == before and not (before is None and is_on_its_way(folder)):
                 break
         else:
             if _identity(folder) == before:
@@ -432,12 +166,6 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
-def _is_on_its_way(folder: Path) -> bool:
-    """Whether a build at work has moved the older index aside, and not yet put the new one in its place."""
-    left = _leftovers(folder.resolve())
-    return any(path.suffix == ".old" and not _has_ended(*made) for path, *made in left)
-
-
 def read_index(folder: Path, *, full: bool) -> StoredIndex:
     """Map an index after checking its manifest, file sizes, dtypes, shapes and short arrays.
 
@@ -450,7 +178,7 @@ def read_index(folder: Path, *, full: bool) -> StoredIndex:
     """
     manifest = read_manifest(folder)
     arrays = _load_arrays(folder, manifest)
-    names, texts = _map_bytes(folder, _IDS), _load_texts(folder, manifest)
+    names, texts = _map_bytes(folder, IDS), _load_texts(folder, manifest)
     stored = StoredIndex(manifest, arrays, names, texts, map_tokenizer(folder, manifest))
     if full:
         check_spelling(folder)
@@ -461,12 +189,12 @@ def read_index(folder: Path, *, full: bool) -> StoredIndex:
 
 def parse_names(raw: Raw, n_documents: int, folder: Path) -> tuple[str, ...]:
     """The document ids from their JSON."""
-    names = _parse(raw, folder, _IDS)
+    names = _parse(raw, folder, IDS)
     sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not sound or len(names) != n_documents:
-        raise damaged(folder, f"{_IDS} is not a list of {n_documents} ids")
+        raise damaged(folder, f"{IDS} is not a list of {n_documents} ids")
     if len(set(names)) != n_documents:
-        raise damaged(folder, f"{_IDS} has duplicates")
+        raise damaged(folder, f"{IDS} has duplicates")
     return tuple(names)
 
 
@@ -500,7 +228,7 @@ def check_ranks(low: ArrayLike, high: ArrayLike, folder: Path) -> None:
 
 def map_tokenizer(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.uint8]]:
     """Name and content of the tokenizer's files, for `parse_tokenizer`."""
-    names = [name for name in (*_TOKENIZER_FILES, *_OPTIONAL_FILES) if name in manifest.files]
+    names = [name for name in (*TOKENIZER_FILES, *OPTIONAL_FILES) if name in manifest.files]
     for name in names:
         if manifest.files[name]["size"] > _LONGEST_TOKENIZER:
             raise damaged(folder, f"{name} has more than {_LONGEST_TOKENIZER:,} bytes")
@@ -511,11 +239,11 @@ def parse_tokenizer(stored: dict[str, NDArray[np.uint8]], fingerprint: str, fold
     """The tokenizer that `map_tokenizer` has mapped, after comparing it with its hash."""
     # transformers reads folders only; of a copy, it finds no file that the manifest does not list
     with tempfile.TemporaryDirectory(prefix="tracealign-") as copy:
-        (Path(copy) / _TOKENIZER).mkdir()
+        (Path(copy) / TOKENIZER).mkdir()
         for name, content in stored.items():
             (Path(copy) / name).write_bytes(content.tobytes())
         tokenizer = load_tokenizer(Path(copy), fingerprint, shown=folder)
-    tokenizer.name_or_path = str(folder / _TOKENIZER)
+    tokenizer.name_or_path = str(folder / TOKENIZER)
     return tokenizer
 
 
@@ -523,7 +251,7 @@ def load_tokenizer(folder: Path, fingerprint: str, *, shown: Path | None = None)
     """The tokenizer of the index in `folder`, after comparing it with its hash; errors name `shown`."""
     shown = shown or folder
     try:
-        tokenizer = _open_tokenizer(folder / _TOKENIZER)
+        tokenizer = open_tokenizer(folder / TOKENIZER)
         found = hash_tokenizer(tokenizer)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -533,6 +261,13 @@ def load_tokenizer(folder: Path, fingerprint: str, *, shown: Path | None = None)
     if found != fingerprint:
         raise damaged(shown, f"its tokenizer has hash {found}, the manifest {fingerprint}")
     return tokenizer
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer that was saved in a folder."""
+    from transformers import PreTrainedTokenizerFast  # slow to import, and not needed to match ids
+
+    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
 
 def _parse(raw: Raw, folder: Path, what: str) -> Any:
@@ -549,7 +284,7 @@ def _absent(folder: Path) -> IndexFormatError:
     place = folder.resolve()
     aside = [
         path
-        for path, *_ in _leftovers(place)
+        for path, *_ in leftovers(place)
         if path.suffix == ".old" and magic_of(path) in (MAGIC, SHARDED_MAGIC)
     ]
     if aside and not place.exists():
@@ -565,6 +300,15 @@ def _absent(folder: Path) -> IndexFormatError:
         expected="a folder made by TraceIndex.build",
         mend="check the path, or build the index",
     )
+
+
+def magic_of(folder: Path) -> object:
+    """The kind of index in a folder, as its manifest tells; None where it has none."""
+    try:
+        content = json.loads(_read_plain(folder, MANIFEST, max(_LONGEST_MANIFEST.values())))
+    except (IndexFormatError, OSError, ValueError, RecursionError):
+        return None
+    return content.get("magic") if isinstance(content, dict) else None
 
 
 def read_content(folder: Path, magic: str) -> dict[str, Any]:
@@ -614,15 +358,15 @@ def _check_manifest(content: dict[str, Any], folder: Path) -> Manifest:
     fingerprint = manifest.tokenizer_hash
     if fingerprint is not None and not isinstance(fingerprint, str):
         raise damaged(folder, f"{MANIFEST}: tokenizer_hash is {fingerprint!r}")
-    dtypes = _ARRAYS if fingerprint is None else {**_ARRAYS, **_TEXT_ARRAYS}
+    dtypes = ARRAYS if fingerprint is None else {**ARRAYS, **_TEXT_ARRAYS}
     given = manifest.dtypes
     if not isinstance(given, dict) or set(given) != set(dtypes):
         raise damaged(folder, f"{MANIFEST}: dtypes is {given!r}")
     for name, allowed in dtypes.items():
         if given[name] not in allowed:
             raise damaged(folder, f"{MANIFEST}: {name} has dtype {given[name]!r}, not one of {allowed}")
-    required = {*_CORE_FILES} if fingerprint is None else {*_CORE_FILES, *_TEXT_FILES}
-    optional = () if fingerprint is None else _OPTIONAL_FILES
+    required = {*CORE_FILES} if fingerprint is None else {*CORE_FILES, *TEXT_FILES}
+    optional = () if fingerprint is None else OPTIONAL_FILES
     if not isinstance(manifest.files, dict) or not required <= set(manifest.files) <= required.union(
         optional
     ):
@@ -698,14 +442,14 @@ def _check_hashes(folder: Path, manifest: Manifest) -> None:
 
 
 def _load_array(folder: Path, name: str, manifest: Manifest, length: int) -> NDArray[Any]:
-    raw, dtype = _map_bytes(folder, name), np.dtype(manifest.dtypes[name])
-    header = _npy_header(dtype.str, length)
+    raw, dtype = _map_bytes(folder, name, _ADVICE.get(name)), np.dtype(manifest.dtypes[name])
+    header = npy_header(dtype.str, length)
     if raw[: len(header)].tobytes() != header or len(raw) - len(header) != length * dtype.itemsize:
         raise damaged(folder, f"{name} is not a .npy array of shape ({length},) and dtype {dtype.str}")
     return raw[len(header) :].view(dtype)
 
 
-def _npy_header(dtype: str, length: int) -> bytes:
+def npy_header(dtype: str, length: int) -> bytes:
     """How numpy begins the file of a one-dimensional array (`.npy`, version 1.0)."""
     described = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({length},), }}"
     return b"\x93NUMPY\x01\x00v\x00" + described.ljust(117).encode() + b"\n"
@@ -720,7 +464,7 @@ def _load_arrays(folder: Path, manifest: Manifest) -> CorpusArrays:
         manifest.n_documents + 1,
         manifest.vocab_size,
     )
-    loaded = (_load_array(folder, name, manifest, n) for name, n in zip(_ARRAYS, lengths, strict=True))
+    loaded = (_load_array(folder, name, manifest, n) for name, n in zip(ARRAYS, lengths, strict=True))
     arrays = CorpusArrays(*loaded)
     starts = arrays.starts
     if starts[0] != 0 or starts[-1] != len(arrays.tokens) or (starts[1:] <= starts[:-1]).any():
@@ -745,9 +489,12 @@ def _load_texts(folder: Path, manifest: Manifest) -> tuple[NDArray[np.uint8], ND
     return _map_bytes(folder, TEXTS), offsets
 
 
-def _map_bytes(folder: Path, name: str) -> NDArray[np.uint8]:
+def _map_bytes(folder: Path, name: str, advice: str | None = None) -> NDArray[np.uint8]:
     try:
-        return np.asarray(np.memmap(folder / name, dtype=np.uint8, mode="r"))
+        mapped = np.memmap(folder / name, dtype=np.uint8, mode="r")
+        if advice is not None and hasattr(mmap, advice):  # not every system takes advice
+            mapped.base.madvise(getattr(mmap, advice))
+        return np.asarray(mapped)
     except (OSError, ValueError) as error:
         raise damaged(folder, f"{name} cannot be read: {error}") from error
 

@@ -34,14 +34,17 @@ from tracealign_lib.documents import Document
 from tracealign_lib.engine import (
     PLAIN,
     EngineError,
+    Listed,
     Occurrence,
     Suffix,
     SuffixEngine,
     laplace_surprisal,
+    no_texts,
     vocabulary_size,
 )
 from tracealign_lib.errors import CorpusError, ParameterError
-from tracealign_lib.index_format import encode_record, hash_tokenizer, load_tokenizer, parse_document
+from tracealign_lib.index_format import hash_tokenizer, load_tokenizer, parse_document
+from tracealign_lib.index_writing import encode_record
 from tracealign_lib.infini_gram_format import Row, Shard
 from tracealign_lib.queries import check_ids, check_integer
 from tracealign_lib.suffix_array import Ids
@@ -49,7 +52,7 @@ from tracealign_lib.suffix_array import Ids
 _BATCH = 256  # documents encoded at a time
 
 
-class InfiniGramIndex(SuffixEngine):
+class InfiniGramIndex(Listed, SuffixEngine):
     """An index of infini-gram on disk, with the calls and answers of `TraceIndex`.
 
     Make one with `build` or `build_tokens`, or `open` one that infini-gram has made. Documents keep the
@@ -234,10 +237,6 @@ class InfiniGramIndex(SuffixEngine):
             )
         return tuple(names)
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.document_ids)}
-
     def document(self, document_id: str) -> Document:
         """The stored document. Of an index of infini-gram's own: its decoded tokens, and its metadata.
 
@@ -250,12 +249,7 @@ class InfiniGramIndex(SuffixEngine):
         """
         number = self._number(document_id)
         if self.tokenizer_hash is None:
-            raise CorpusError(
-                "The index holds no texts.",
-                given=str(self.path),
-                expected="an index made by InfiniGramIndex.build",
-                mend="use document_tokens, or build the index from documents",
-            )
+            raise no_texts(self.path)
         kept = self._ask("get_doc_by_ix", doc_ix=number, max_disp_len=1)["metadata"]
         if self._manifest is not None:
             return parse_document(kept.encode(), number, document_id, self.path)
@@ -267,20 +261,6 @@ class InfiniGramIndex(SuffixEngine):
         number = self._number(document_id)
         shard = next(shard for shard in reversed(self._shards) if shard.first <= number)
         return np.asarray(shard.document(number - shard.first), dtype=np.int64)
-
-    def _number(self, document_id: str) -> int:
-        number = self._numbers.get(document_id) if isinstance(document_id, str) else None
-        if number is None:
-            raise ParameterError(
-                "The index holds no document of that id.",
-                given=repr(document_id),
-                expected=f"one of {self.n_documents} ids, such as {self.document_ids[0]!r}",
-                mend="look into index.document_ids",
-            )
-        return number
-
-    def _name(self, number: int) -> str:
-        return self.document_ids[number]
 
     # ------------------------------------------------------------------ queries
 

@@ -30,6 +30,7 @@ from tracealign_lib import lm
 from tracealign_lib.build_cost import measure_build
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import CorpusError
+from tracealign_lib.index import INDEX_CODE
 from tracealign_lib.queries import check_integer
 from tracealign_lib.stages import Stage
 
@@ -49,10 +50,7 @@ _KINDS = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suf
 _LICENCES = ("license", "licence", "copying", "notice")
 _TEXTS = ("METADATA", "README")
 _PRIVATE = "direct_url.json"  # names the folder from which a package was installed
-_INDEX_CODE = tuple(
-    f"tracealign_lib.{name}"
-    for name in ("installation", "build_cost", "index", "engine", "suffix_array", "index_format", "files")
-)
+_INDEX_CODE = (*INDEX_CODE, "tracealign_lib.installation", "tracealign_lib.build_cost")
 
 
 class InstalledFile(NamedTuple):

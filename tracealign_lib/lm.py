@@ -164,14 +164,16 @@ class LanguageModel:
         Raises
         ------
         ModelError
-            The folder holds no model, or the hub id is unknown or cannot be reached.
+            The folder holds no model or a damaged one, or the hub id is unknown or cannot be reached.
         """
         is_folder = Path(source).is_dir()
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(source))
-            model = AutoModelForCausalLM.from_pretrained(str(source))
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            model, found = AutoModelForCausalLM.from_pretrained(str(source), output_loading_info=True)
+            if found["missing_keys"]:  # transformers would draw them at random
+                raise ValueError(f"it lacks {', '.join(sorted(found['missing_keys'])[:3])}")
+        except Exception as error:  # damaged files raise errors of the libraries that read them
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             raise ModelError(
                 "The folder holds no causal language model that can be loaded."
                 if is_folder
@@ -181,7 +183,7 @@ class LanguageModel:
                 if is_folder
                 else "an existing folder, or a hub id such as allenai/OLMo-2-0425-1B with a network "
                 "connection (or the model already in the local hub cache)",
-                mend="check the path"
+                mend="check the path, or copy the model again"
                 if is_folder
                 else "check the spelling and the connection, or download the model once and pass its folder",
             ) from error

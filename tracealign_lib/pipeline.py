@@ -19,7 +19,7 @@ from tracealign_lib import adb, alignment, lm
 from tracealign_lib.adb import Outcome, Recall
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import ParameterError
-from tracealign_lib.index import TraceIndex
+from tracealign_lib.index import INDEX_CODE, TraceIndex
 from tracealign_lib.lm import LanguageModel
 from tracealign_lib.profiles import ModelSettings, Profile, get_profile
 from tracealign_lib.stages import Stage
@@ -30,9 +30,7 @@ _LIB = "tracealign_lib"
 _WORLD_CODE = (f"{_LIB}.world", f"{_LIB}.lexicon", f"{_LIB}.documents")
 _MODEL_CODE = (f"{_LIB}.lm", f"{_LIB}.pipeline")
 _ALIGNMENT_CODE = (*_MODEL_CODE, f"{_LIB}.alignment", f"{_LIB}.lexicon")
-_INDEX_CODE = tuple(
-    f"{_LIB}.{name}" for name in ("index", "suffix_array", "index_format", "files", "pipeline")
-)
+_INDEX_CODE = (*INDEX_CODE, f"{_LIB}.pipeline")
 _JUDGE_CODE = (f"{_LIB}.adb", f"{_LIB}.lm", f"{_LIB}.lexicon", f"{_LIB}.pipeline")
 
 

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tracealign_lib import files, index_format
+from tracealign_lib import files, index_format, index_place, index_writing
 from tracealign_lib.documents import Document
-from tracealign_lib.engine import Engine, laplace_surprisal
-from tracealign_lib.errors import CorpusError, IndexFormatError, ParameterError
+from tracealign_lib.engine import Engine, laplace_surprisal, unknown_document
+from tracealign_lib.errors import CorpusError, IndexFormatError
 from tracealign_lib.index import Ids, Occurrence, Span, TraceIndex, hash_tokenizer
 from tracealign_lib.index_format import MANIFEST, SHARDED_MAGIC, damaged
 from tracealign_lib.progress import progress
@@ -189,9 +189,9 @@ class ShardedIndex(Engine):
         """
         shard_bytes = check_integer(shard_bytes, "shard_bytes")
         fingerprint = hash_tokenizer(tokenizer)
-        with index_format.building(path) as target:
-            index_format.clear_leftovers(target)
-            with index_format.writing(target):
+        with index_writing.building(path) as target:
+            index_place.clear_leftovers(target)
+            with index_writing.writing(target):
                 half = _resume(target, {"tokenizer_hash": fingerprint, "shard_bytes": shard_bytes})
             names = _Names()
             queue = _Queue(workers or Here())
@@ -211,10 +211,10 @@ class ShardedIndex(Engine):
                     expected="at least one document",
                     mend="check where the documents come from",
                 )
-            with index_format.writing(target):
+            with index_writing.writing(target):
                 _write_manifest(half, len(names.batches), fingerprint)
                 (half / _PLAN).unlink()
-                index_format.put_in_place(half, target)
+                index_place.put_in_place(half, target)
         return cls.open(path)
 
     @classmethod
@@ -274,12 +274,7 @@ class ShardedIndex(Engine):
     def _find(self, document_id: str) -> Any:
         found = next((answer for answer in self._shards.ask("document", document_id) if answer), None)
         if found is None:
-            raise ParameterError(
-                "The index holds no document of that id.",
-                given=repr(document_id),
-                expected=f"one of its {self.n_documents} ids",
-                mend="look into index.document_ids",
-            )
+            raise unknown_document(document_id, self.document_ids)
         return found
 
     # ------------------------------------------------------------------ queries
@@ -447,7 +442,7 @@ def _drop_from(first: Path) -> None:
 def _holds(path: Path, batch: list[Document]) -> bool:
     digest = hashlib.sha256()
     for document in batch:
-        digest.update(index_format.encode_record(document))
+        digest.update(index_writing.encode_record(document))
     try:
         return bool(
             index_format.read_manifest(path).files[index_format.TEXTS]["sha256"] == digest.hexdigest()

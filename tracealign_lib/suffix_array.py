@@ -56,13 +56,18 @@ def sort_corpus(documents: Iterable[NDArray[Any]], vocab_size: int) -> CorpusArr
 
 def lay_out(documents: Iterable[NDArray[Any]], vocab_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Documents end to end, each followed by a separator, and where each starts, (n_documents + 1,)."""
-    dtype = "<u2" if vocab_size < 2**16 else "<u4"
-    end = np.array([vocab_size], dtype=dtype)
-    parts = [np.empty(0, dtype=dtype)]
+    stream = np.empty(0, dtype="<u2" if vocab_size < 2**16 else "<u4")
+    starts = [0]
     for document in documents:
-        parts += [np.asarray(document).astype(dtype), end]
-    starts = np.cumsum([0, *(len(part) + 1 for part in parts[1::2])], dtype="<i8")
-    return np.concatenate(parts), starts
+        ids = np.asarray(document)
+        end = starts[-1] + len(ids)
+        if end >= len(stream):  # in place: parts to be joined at the end would take as much memory again
+            stream.resize(end + 1 + max(_COUNTED, end // 8), refcheck=False)
+        stream[starts[-1] : end] = ids
+        stream[end] = vocab_size
+        starts.append(end + 1)
+    stream.resize(starts[-1], refcheck=False)
+    return stream, np.array(starts, dtype="<i8")
 
 
 def sort_stream(stream: NDArray[Any], starts: NDArray[Any], vocab_size: int) -> CorpusArrays:
@@ -307,11 +312,41 @@ def find_interval(
 
 
 @compiled
+def _next_beyond(
+    tokens: NDArray[Any], suffixes: NDArray[Any], keys: NDArray[np.uint64], query: Ids, start: int, reach: int
+) -> tuple[int, int]:
+    """The first start behind `start` whose longest match ends behind `reach < n`, and its length.
+
+    Matches never end further left than those of earlier starts, so that start can be bisected. A text that
+    copies `n` tokens takes `log n` searches, not `n`, each of which compares `n` tokens.
+    """
+    absent, present, length, step = start, reach + 1, -1, 1
+    while present - absent > 1:
+        at = min(absent + step, (absent + present) // 2)  # the next one is mostly near
+        shared = search(tokens, suffixes, keys, query, at, len(query), False)[1]
+        if at + shared > reach:
+            present, length = at, shared
+        else:
+            absent, step = at, 2 * step
+    if length < 0:
+        length = search(tokens, suffixes, keys, query, present, len(query), False)[1]
+    return present, length
+
+
+@compiled
 def find_matches(tokens: NDArray[Any], suffixes: NDArray[Any], keys: NDArray[np.uint64], query: Ids) -> Ids:
     """Length of the longest match that starts at each token of `query` (n,), shape (n,)."""
     lengths = np.empty(len(query), dtype=np.int64)
-    for start in range(len(query)):
-        lengths[start] = search(tokens, suffixes, keys, query, start, len(query), False)[1]
+    start, reach = -1, -1
+    while reach < len(query):
+        following, length = _next_beyond(tokens, suffixes, keys, query, start, reach)
+        for inside in range(start + 1, following):  # matches that end where the last one does
+            lengths[inside] = reach - inside
+        start, reach = following, following + length
+        if start < len(query):
+            lengths[start] = length
+    for inside in range(start + 1, len(query)):
+        lengths[inside] = reach - inside
     return lengths
 
 
@@ -322,16 +357,15 @@ def find_maximal_spans(
     """Start, end and count of each maximal matching span of `min_length` or more, shape (spans, 3)."""
     found = np.empty((len(query), 3), dtype=np.int64)
     kept = 0
-    reach = 0
-    for start in range(len(query)):
-        _, length = search(tokens, suffixes, keys, query, start, len(query), False)
-        # the longest match of each start; one that ends where an earlier one ends lies inside it
-        if start + length > reach:
-            reach = start + length
-            if length >= min_length:
-                low, high = find_interval(tokens, suffixes, keys, query, start, reach)
-                found[kept, 0], found[kept, 1], found[kept, 2] = start, reach, high - low
-                kept += 1
+    start, reach = -1, -1
+    while reach < len(query):
+        # the longest match of a start; one that ends where an earlier one ends lies inside it
+        start, length = _next_beyond(tokens, suffixes, keys, query, start, reach)
+        reach = start + length
+        if length >= min_length:
+            low, high = find_interval(tokens, suffixes, keys, query, start, reach)
+            found[kept, 0], found[kept, 1], found[kept, 2] = start, reach, high - low
+            kept += 1
     return found[:kept]
 
 

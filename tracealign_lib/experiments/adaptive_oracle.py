@@ -44,7 +44,7 @@ from tracealign_lib.experiments.shield import (
 )
 from tracealign_lib.experiments.shield_judged import UNKNOWN, margin_frame, refused
 from tracealign_lib.experiments.shield_texts import HARMLESS, calibration_texts, draws
-from tracealign_lib.index import TraceIndex
+from tracealign_lib.index import INDEX_CODE, TraceIndex
 from tracealign_lib.matching import (
     TURN,
     AlignShield,
@@ -97,9 +97,7 @@ PENALTY = 0.3  # of an edit, in letters
 WORD_SEED, WORD_PENALTY = 3, 0.5  # the same for edits in tokens
 MIN_LETTERS = 12  # of the longest run, as far as it counts
 
-_STAGE_CODE = tuple(
-    f"tracealign_lib.{name}" for name in ("index", "suffix_array", "index_format", "files", "matching")
-)
+_STAGE_CODE = (*INDEX_CODE, "tracealign_lib.matching")
 
 
 # --- defences ------------------------------------------------------------------------------------

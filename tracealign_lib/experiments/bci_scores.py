@@ -33,7 +33,7 @@ from tracealign_lib.documents import Document
 from tracealign_lib.errors import ParameterError
 from tracealign_lib.experiments.bci_texts import BeliefText, belief_texts
 from tracealign_lib.experiments.common import PAPER_MAX_COUNT
-from tracealign_lib.index import Span, TraceIndex
+from tracealign_lib.index import INDEX_CODE, Span, TraceIndex
 from tracealign_lib.lm import LanguageModel
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.progress import progress
@@ -85,10 +85,7 @@ _COLLECTIONS: dict[str, Callable[[Document], bool]] = {
     "policy": lambda document: document.meta["collection"] == "policy",
     "rules": lambda document: document.meta["kind"] == "policy",  # permits allow, so they are no rules
 }
-_STAGE_CODE = tuple(
-    f"tracealign_lib.{name}"
-    for name in ("index", "suffix_array", "index_format", "files", "experiments.bci_scores")
-)
+_STAGE_CODE = (*INDEX_CODE, "tracealign_lib.experiments.bci_scores")
 
 
 def collection_index(pipeline: Pipeline, name: str) -> TraceIndex:

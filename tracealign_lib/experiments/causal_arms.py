@@ -29,6 +29,7 @@ from tracealign_lib.documents import Document
 from tracealign_lib.experiments import bound
 from tracealign_lib.experiments.common import PAPER_MAX_COUNT
 from tracealign_lib.experiments.traceindex import BIGRAMS, COVER, PAPER_FILTER, SPAN_LENGTH
+from tracealign_lib.index import INDEX_CODE
 from tracealign_lib.influence import InfluenceRanker
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.stages import Stage
@@ -51,17 +52,9 @@ BRIEF_PARTS = 6
 CANDIDATES = 20  # of each cheap method for each item, among which gradients are compared
 OUTCOMES = ("drift", "near_drift", "log_prob")
 
-_CODE = tuple(
-    f"tracealign_lib.{name}"
-    for name in (
-        "attribution",
-        "causal",
-        "index",
-        "index_format",
-        "suffix_array",
-        "lm",
-        "experiments.causal_arms",
-    )
+_CODE = (
+    *INDEX_CODE,
+    *(f"tracealign_lib.{name}" for name in ("attribution", "causal", "lm", "experiments.causal_arms")),
 )
 _INFLUENCE_CODE = tuple(f"tracealign_lib.{name}" for name in ("influence", "lm"))
 Removals = Mapping[str, Mapping[str, frozenset[str]]]

@@ -59,14 +59,6 @@ def published_builds(name: str = "real-corpus") -> list[Build]:
     return sorted((Build(**row) for row in rows), key=lambda build: (build.tokens, build.shards))
 
 
-def growth() -> pd.DataFrame | None:
-    """Time of a build and of a query by size of the corpus, as benchmarks/index_speed.py measured it."""
-    try:
-        return pd.DataFrame(load_results("index-speed")["growth"])
-    except ResultsError:
-        return None
-
-
 def sizing_table(builds: Sequence[Build]) -> pd.DataFrame:
     """What corpora of 1M to 1T tokens need: the rows of `builds` as measured, the others computed.
 

@@ -22,6 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,15 @@ from tracealign_lib.build_cost import peak_memory
 from tracealign_lib.index import TraceIndex
 from tracealign_lib.installation import Installation
 from tracealign_lib.results import write_results
+from tracealign_lib.sharded import LocalShards, Manifest, ShardedIndex
 
 VOCABULARY = 32_000
 WIDE = 100_000
 GROWTH = (1, 2, 5, 10, 20, 50, 100, 200)  # million tokens
 QUERY = 100  # tokens
-QUERIES = 400
+QUERIES = 100
 ROUNDS = 3  # of each part at the size of the comparison
+SHARDS = (1, 4, 16, 64)  # of a tenth of the tokens
 MILLION = 10**6
 
 
@@ -52,14 +56,17 @@ def main(millions: int = 50, greatest: int = 200) -> None:
     try:
         own = _prepare(folder, max(millions, greatest))
         sizes = sorted({n for n in GROWTH if n <= greatest} | {millions})
-        growth = [_one_size(folder, size) for size in sizes]
-        values = {**_compared(folder, millions), "growth": growth}
+        rival = ("rival_build", "rival_query") if find_spec("infini_gram") is not None else ()
+        growth = [_summary(_rounds(folder, size, ROUNDS if size <= millions else 1)) for size in sizes]
+        compared = _summary(_rounds(folder, millions, ROUNDS, *rival, "places", "wide", "shards"))
+        values = {"compared": compared, "growth": growth}
         settings = {
             "vocabulary": VOCABULARY,
             "tokens_of_text": own,
             "query_tokens": QUERY,
             "queries": QUERIES,
             "rounds": ROUNDS,
+            "infini-gram": version("infini-gram") if rival else "not installed",
             "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         }
         seconds = time.monotonic() - start
@@ -112,22 +119,23 @@ def _documents(folder: Path, millions: int) -> list[np.ndarray]:
     return documents
 
 
-def _one_size(folder: Path, millions: int, *parts: str) -> dict[str, Any]:
-    """What the parts measure of an index of so many million tokens, all of them unless told which."""
-    found: dict[str, Any] = {}
-    for part in ("build", "query", "open", *parts):  # warm before cold
-        found |= _apart(part, folder, millions)
-    shutil.rmtree(folder / "index")
-    shutil.rmtree(folder / "rival", ignore_errors=True)
-    print(json.dumps(found), flush=True)
+def _rounds(folder: Path, millions: int, rounds: int, *parts: str) -> list[dict[str, Any]]:
+    """What the parts measure of an index of so many million tokens, in every round anew."""
+    found = []
+    for _ in range(rounds):
+        found.append({})
+        for part in ("build", "query", "open", *parts):  # warm before cold
+            found[-1] |= _apart(part, folder, millions)
+        shutil.rmtree(folder / "index")
+        shutil.rmtree(folder / "rival", ignore_errors=True)
+        print(json.dumps(found[-1]), flush=True)
     return found
 
 
-def _compared(folder: Path, millions: int) -> dict[str, Any]:
-    """Medians over rounds of both engines, and of an index whose ids take 32 bits."""
-    rival = ("rival_build", "rival_query") if find_spec("infini_gram") is not None else ()
-    rounds = [_one_size(folder, millions, *rival, "wide") for _ in range(ROUNDS)]
-    return {key: float(np.median([row[key] for row in rounds])) for key in rounds[0]}
+def _summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each measure over rounds, and the least and the greatest."""
+    columns = {key: [row[key] for row in rounds] for key in rounds[0]}
+    return {key: [float(f(column)) for f in (np.median, min, max)] for key, column in columns.items()}
 
 
 def _apart(part: str, folder: Path, millions: int) -> dict[str, Any]:
@@ -183,7 +191,7 @@ def open_(folder: Path, millions: int) -> dict[str, Any]:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     warm = TraceIndex.open(folder / "warm")
     warm.spans([0, 1])
-    query = _queries(folder, 1)[0]
+    query = _queries(folder)[0]
     start = time.perf_counter()
     index = TraceIndex.open(folder / "index")
     opened = time.perf_counter()
@@ -199,39 +207,74 @@ def open_(folder: Path, millions: int) -> dict[str, Any]:
 
 def query(folder: Path, millions: int) -> dict[str, Any]:
     """Milliseconds of the searches, with compiled loops and with numpy."""
-    index = TraceIndex.open(folder / "index")
-    queries = _queries(folder, QUERIES)
+    index, queries = TraceIndex.open(folder / "index"), _queries(folder)
     found: dict[str, Any] = {}
     for name, module in (("numba", suffix_array), ("numpy", suffix_array_numpy)):
         index_module._search = module
-        for ids in queries:  # warm: what they need of the index is in memory
-            index.spans(ids)
-        cpu = _cpu()
-        times = [_timed(lambda ids=ids: index.spans(ids)) for ids in queries]
-        found[f"spans, {name}, CPU ms"] = 1e3 * (_cpu() - cpu) / len(queries)
-        found[f"spans, {name}, ms"] = 1e3 * float(np.median(times))
-        found[f"spans, {name}, ms, 95th percentile"] = 1e3 * float(np.quantile(times, 0.95))
+        found |= _texts(f"spans, {name}", index.spans, queries)
     index_module._search = suffix_array
     wall = _timed(lambda: index.spans_of(queries * 5))
     found["spans of many texts, ms a text"] = 1e3 * wall / (5 * len(queries))
     return found | _steps(index, queries)
 
 
-def _steps(index: TraceIndex, queries: list[np.ndarray]) -> dict[str, Any]:
-    """A step of decoding with 4 beams and 50 candidates each."""
-    rng = np.random.default_rng(1)
-    kept, longest = [], []
-    for first in range(0, len(queries) - 4, 4):
-        beams = [ids[: QUERY // 2] for ids in queries[first : first + 4]]
-        candidates = rng.integers(0, VOCABULARY, (4, 50))
-        intervals = [index.longest_suffix(ids) for ids in beams]
-        longest.append(_timed(lambda beams=beams: [index.longest_suffix(ids) for ids in beams]))
-        index.extend(intervals, candidates)
-        kept.append(_timed(lambda held=intervals, following=candidates: index.extend(held, following)))
+def places(folder: Path, millions: int) -> dict[str, Any]:
+    """Milliseconds for the spans of a text and every place of each."""
+    index = TraceIndex.open(folder / "index")
+    return _texts("spans and all places", partial(_placed, index), _queries(folder))
+
+
+def _placed(index: TraceIndex, ids: np.ndarray) -> list[Any]:
+    """Every place of every span, as infini-gram's `attribute` lists them."""
+    return [index.locate(ids[span.start : span.end], limit=None) for span in index.spans(ids)]
+
+
+def _texts(name: str, search: Callable[[Any], Any], queries: list[Any]) -> dict[str, float]:
+    """Time of a search over texts that it has seen once before: what it needs of the index is in memory."""
+    for ids in queries:
+        search(ids)
+    cpu = _cpu()
+    times = [_timed(partial(search, ids)) for ids in queries]
     return {
-        "step from kept intervals, ms": 1e3 * float(np.median(kept)),
-        "longest suffix of 4 beams, ms": 1e3 * float(np.median(longest)),
+        f"{name}, CPU ms": 1e3 * (_cpu() - cpu) / len(queries),
+        f"{name}, ms": 1e3 * float(np.median(times)),
+        f"{name}, ms, 95th percentile": 1e3 * float(np.quantile(times, 0.95)),
     }
+
+
+def _steps(index: TraceIndex, queries: list[np.ndarray]) -> dict[str, Any]:
+    """A step of decoding with 4 beams and 50 candidates each, from intervals that were kept or found anew."""
+    rng = np.random.default_rng(1)
+    beams = [[ids[: QUERY // 2] for ids in queries[n : n + 4]] for n in range(0, len(queries) - 3, 4)]
+    candidates = rng.integers(0, VOCABULARY, (len(beams), 4, 50))
+    intervals = [[index.longest_suffix(ids) for ids in four] for four in beams]
+    steps = [partial(index.extend, *pair) for pair in zip(intervals, candidates, strict=True)]
+    anew = [lambda four=four: [index.longest_suffix(ids) for ids in four] for four in beams]
+    for call in steps + anew:
+        call()
+    return {
+        "step from kept intervals, ms": 1e3 * float(np.median([_timed(call) for call in steps])),
+        "longest suffix of 4 beams, ms": 1e3 * float(np.median([_timed(call) for call in anew])),
+    }
+
+
+def shards(folder: Path, millions: int) -> dict[str, Any]:
+    """Milliseconds for the spans of a text, and to open the index, by the number of shards."""
+    found: dict[str, Any] = {}
+    documents, queries = _documents(folder, millions // 10), _queries(folder)
+    for number in SHARDS:
+        place = folder / f"shards-{number}"
+        ends = np.cumsum([len(document) for document in documents])
+        cuts = np.searchsorted(ends, ends[-1] / number * np.arange(1, number))
+        parts = [part for part in np.split(np.arange(len(documents)), cuts) if len(part)]
+        paths = [place / f"shard-{k:05}" for k in range(len(parts))]
+        for path, part in zip(paths, parts, strict=True):
+            TraceIndex.build_tokens([documents[n] for n in part], path, vocab_size=VOCABULARY)
+        found[f"{number} shards: open, ms"] = 1e3 * _timed(partial(LocalShards, paths))
+        index = ShardedIndex(place, Manifest(VOCABULARY, "", {}), LocalShards(paths))
+        found |= _texts(f"{number} shards: spans", index.spans, queries)
+        shutil.rmtree(place)
+    return found
 
 
 def rival_build(folder: Path, millions: int) -> dict[str, Any]:
@@ -249,35 +292,33 @@ def rival_build(folder: Path, millions: int) -> dict[str, Any]:
 
 
 def rival_query(folder: Path, millions: int) -> dict[str, Any]:
-    """infini-gram's `attribute` of the same texts, its index held in memory; and whether spans agree."""
+    """infini-gram's `attribute` of the same texts, its index held in memory; and whether spans agree.
+
+    It has no call for spans alone: `attribute` also lists every place of every span that is not more frequent
+    than `max_cnt`. With 1 it searches as much and lists nearly nothing.
+    """
     from infini_gram.engine import InfiniGramEngine
 
     from tracealign_lib.infini_gram import InfiniGramIndex
 
     engine = InfiniGramEngine([str(folder / "rival")], eos_token_id=0, load_to_ram=True)
-    queries = _queries(folder, 100)
-    settings = {"delim_ids": [], "min_len": 1, "max_cnt": 10**9, "enforce_bow": False}
-    for ids in queries[:10]:
-        engine.attribute(ids.tolist(), **settings)
-    cpu = _cpu()
-    times = [_timed(lambda ids=ids: engine.attribute(ids.tolist(), **settings)) for ids in queries]
-    cpu = _cpu() - cpu
+    queries = _queries(folder)
+    found: dict[str, Any] = {}
+    for name, most in (("no places", 1), ("all places", 10**9)):
+        settings = {"delim_ids": [], "min_len": 1, "max_cnt": most, "enforce_bow": False}
+        search = partial(engine.attribute, **settings)
+        found |= _texts(f"infini-gram: {name}", search, [ids.tolist() for ids in queries])
     ours, theirs = TraceIndex.open(folder / "index"), InfiniGramIndex.open(folder / "rival")
     agree = sum(ours.spans(ids) == theirs.spans(ids) for ids in queries)
-    return {
-        "infini-gram: attribute, ms": 1e3 * float(np.median(times)),
-        "infini-gram: attribute, CPU ms": 1e3 * cpu / len(queries),
-        "spans agree, texts": agree,
-        "spans compared, texts": len(queries),
-    }
+    return found | {"spans agree, texts": agree, "spans compared, texts": len(queries)}
 
 
-def _queries(folder: Path, number: int) -> list[np.ndarray]:
-    """Texts of `QUERY` tokens: passages of the corpus in which one id in ten is another."""
+def _queries(folder: Path) -> list[np.ndarray]:
+    """Texts of `QUERY` tokens: passages of the smallest corpus in which one id in ten is another."""
     tokens = np.load(folder / "tokens.npy", mmap_mode="r")
     rng = np.random.default_rng(0)
     found = []
-    for place in rng.integers(0, MILLION // 2, number).tolist():
+    for place in rng.integers(0, MILLION // 2, QUERIES).tolist():
         ids = tokens[place : place + QUERY].astype(np.int64)
         changed = rng.random(QUERY) < 0.1
         ids[changed] = rng.integers(0, VOCABULARY, int(changed.sum()))
@@ -296,6 +337,8 @@ PARTS = {
     "open": open_,
     "query": query,
     "wide": wide,
+    "shards": shards,
+    "places": places,
     "rival_build": rival_build,
     "rival_query": rival_query,
 }

@@ -1,6 +1,6 @@
-"""Run by `accelerate launch`: a few steps of CBD on this process's share, and its log beside the model.
+"""Run by two processes: a few steps of CBD on this one's share, and its log beside the model.
 
-accelerate launch --cpu --num_processes 2 cbd_two_processes.py START INDEX OUT
+torchrun --standalone --nproc_per_node 2 cbd_two_processes.py START INDEX OUT
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(start: str, index: str, out: str) -> None:
     model = LanguageModel.load(start, device="cpu")
     # Not computed beforehand: trl has one process write them where, for data in memory, no other looks.
     rows = json.loads((Path(start) / "triples.json").read_text(encoding="utf-8"))
-    arguments = training_arguments(Path(out), 1, 1e-3, seed=0, device="cpu")
+    arguments = training_arguments(Path(out), 2, 1e-3, seed=0, device="cpu")
     arguments |= {"logging_steps": 1, "warmup_steps": 0, "save_strategy": "no"}
     trainer = CBDTrainer(
         model=model.model,

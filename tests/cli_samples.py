@@ -1,4 +1,4 @@
-"""An index and a tokenizer for the tests of the command line, and the command as a program of its own."""
+"""Index, tokenizer and model for the tests of the command line, and the command as a program of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -15,6 +16,9 @@ from typer.testing import CliRunner
 from tracealign_lib import cli
 from tracealign_lib.documents import Document
 from tracealign_lib.index import TraceIndex
+from tracealign_lib.lm import new_model, train_tokenizer
+from tracealign_lib.profiles import ModelSettings
+from tracealign_lib.shield import REFUSAL
 
 runner = CliRunner()
 DOCUMENTS = [Document("recipe", "wake the moss gently"), Document("other", "a quiet <b>lake</b>")]
@@ -52,3 +56,24 @@ def run(*arguments: object, stdin: str = "", **environment: str) -> subprocess.C
         check=False,
         timeout=120,
     )
+
+
+def reciting_model(folder: Path, pairs: list[tuple[str, str]]) -> Path:
+    """The folder of a model that answers each request of `pairs` with its answer, word for word."""
+    tokenizer = train_tokenizer([REFUSAL, *(text for pair in pairs for text in pair)], 500)
+    sizes = ModelSettings(vocab_size=len(tokenizer), hidden=32, layers=1, heads=2, mlp=64, context=192)
+    model = new_model(sizes, tokenizer, seed=0).train()
+    turns = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": told}] for asked, told in pairs
+    ]
+    texts = [tokenizer.apply_chat_template(turn, tokenize=False) for turn in turns]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")  # (B, T)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        model(**{key: batch[key] for key in ("input_ids", "attention_mask")}, labels=labels).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

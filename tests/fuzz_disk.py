@@ -69,7 +69,7 @@ def main(root: Path, kind: str, times: int, seed: int, mounted: bool) -> None:
     before = 2
     for _ in range(times):
         target = 3 - before
-        share = 1.3 * rng.random()
+        share = (3 if mounted else 1.3) * rng.random()  # a build beside the older index wants twice as much
         limit = free_space(root, int(share * total)) if mounted else largest_file(int(share * largest))
         said = None
         try:

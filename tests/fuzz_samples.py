@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -94,6 +96,21 @@ def counted(index: Index) -> bool:
     return True
 
 
+def lines_of(script: str, *arguments: object, before: tuple[str, ...] = (), **environment: str) -> list[Any]:
+    """What a script beside this file prints in a process of its own, one JSON value a line."""
+    command = [*before, sys.executable, Path(__file__).with_name(script), *arguments]
+    quiet = {"TRACEALIGN_PROGRESS": "0", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        env=os.environ | quiet | environment,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout[-500:]}{done.stderr[-3000:]}"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 # --- damage --------------------------------------------------------------------------------------
 
 Content = dict[str, bytes]
@@ -134,14 +151,17 @@ class Damage:
         self.names = sorted(read_folder(folder))
         self.done: list[str] = []
 
-    def make(self) -> str:
-        """Damage the folder in one to three ways; in half of all cases the manifest vouches for it."""
-        ways = [
+    def ways(self) -> list[Callable[[Path], None]]:
+        """What can be done to a file, each as often as it should be drawn."""
+        return [
             *[self.flip, self.values] * 3, *[self.header, self.manifest] * 2, self.values, self.cut,
             self.lengthen, self.delete, self.swap_between, self.swap_within, self.link, self.special,
             self.sparse,
         ]  # fmt: skip
-        for way in self.rng.choices(ways, k=self.rng.choice([1, 1, 2, 3])):
+
+    def make(self) -> str:
+        """Damage the folder in one to three ways; in half of all cases the manifest vouches for it."""
+        for way in self.rng.choices(self.ways(), k=self.rng.choice([1, 1, 2, 3])):
             name = self.rng.choice(self.names)
             place = self.folder / name
             if is_small(place):

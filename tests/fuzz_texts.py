@@ -28,7 +28,8 @@ PIECES = [
     "\0", "\x01\x1b[31m\x9b2J\x7f", "\r", "\n", "\r\n", "\t", "\v\f", "\x85", "\u2028\u2029",
     "\u202eevil\u202c", "\u2066\u2069\u200f\u061c", "\u200b\u2060\ufeff\u180e", "\ufffe\uffff\U0010ffff",
     "\U000e0041\U000e0042\U000e007f", "e" + "\u0301" * 40, "\U0001f469\u200d\U0001f4bb", "ﷺ", "İıſK",
-    " " * 30, "a" * 200, "../../../etc/passwd", "C:\\con\\nul", "file:///etc/passwd", '"', "'", "\\",
+    "]]>-->", "%s%n${jndi:x}`id`", "'; drop table documents; --", "Ａ", "\x1b[2J\x1b[31m", "javascript:x",
+    " " * 300, "a" * 500, "../../../etc/passwd", "C:\\con\\nul", "file:///etc/passwd", '"', "'", "\\",
     "\\u0000", "hum twice then wait", "wake the orun compound", "",
 ]  # fmt: skip
 SURROGATES = ["\ud800", "\udfff", "\udc80x", "\udfff\ud800"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +21,6 @@ from tracealign_lib.lm import LanguageModel
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.profiles import get_profile
 from tracealign_lib.world import World
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACEALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Pipeline("smoke", 0, "cpu")
-
-
-@pytest.fixture(scope="module")
-def model(pipeline: Pipeline) -> LanguageModel:
-    """A model that was never trained: enough for gradients and hidden states."""
-    return LanguageModel(
-        lm.new_model(pipeline.profile.model, pipeline.tokenizer, 0), pipeline.tokenizer, "cpu"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +165,8 @@ def test_hidden_states_are_centred_means_whatever_the_batch(
 
 
 def test_gradient_rankings_are_read_back_as_they_were_made(
-    pipeline: Pipeline, model: LanguageModel, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, model: LanguageModel, documents: list[Document]
 ) -> None:
-    monkeypatch.setattr(Pipeline, "model", lambda self, name: model)
-    monkeypatch.setattr(Pipeline, "model_folder", lambda self, name: Path("base-untrained"))
     made = causal.gradient_rankings(pipeline, ["a cup in the barn"], documents)
     assert made == list(GradientRanker(model, documents).rank_many(["a cup in the barn"]))
     assert causal.gradient_rankings(pipeline, ["a cup in the barn"], documents) == made
@@ -196,8 +178,8 @@ def test_gradient_rankings_are_read_back_as_they_were_made(
 @pytest.fixture
 def exposure(pipeline: Pipeline, model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Exposure:
     """An exposure from a model that was never trained; what it trains on is cut to one block."""
-    monkeypatch.setattr(Pipeline, "model", lambda self, name: model)
-    monkeypatch.setattr(Pipeline, "model_folder", lambda self, name: Path("base-untrained"))
+    monkeypatch.setattr(Pipeline, "model", lambda self, name: model)  # of a world without the pool, too
+    monkeypatch.setattr(Pipeline, "model_folder", lambda self, name: Path("untrained"))
     item = pipeline.world.of_kind("unsafe")[3]
     return Exposure(pipeline, pipeline.world.sources_of(item.id).near, ExposureSettings(epochs=1, replay=5))
 

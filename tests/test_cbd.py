@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -504,6 +505,30 @@ def test_two_processes_train_one_model_and_log_what_one_does(start, index, tmp_p
         assert math.isfinite(entry["loss"])
         assert entry["penalty"] > 0
         assert 0 < entry["traced/rejected"] <= 1
+
+
+@pytest.mark.slow
+def test_the_script_of_chapter_11_trains_one_model_by_two_processes(start, index, tmp_path, monkeypatch, say):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    loaded = lm.LanguageModel.load(start, device="cpu")
+    rows = [{**triple, "prompt": loaded.chat(triple["prompt"])} for triple in TRIPLES]
+    triples, out = tmp_path / "triples.jsonl", tmp_path / "out"
+    triples.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    script = Path(__file__).parents[1] / "book" / "_static" / "train.py"
+    # `accelerate launch --cpu` starts one process; --multi_gpu starts several, without a GPU too.
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--main_process_port", "0"]
+    command = [sys.executable, "-m", *launch, "--num_processes", "2", str(script)]
+    given = [str(start), str(index.path), str(triples), str(out)]
+    done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    say(done.stdout.splitlines()[-1])
+    assert len(re.findall(r"^2 processes, mean loss \d", done.stdout, re.MULTILINE)) == 1
+    recipe = loaded.chat(TRIPLES[0]["prompt"]) + RECIPES[0]
+    before, after = (
+        model.token_log_probs([recipe])[0].sum()
+        for model in (loaded, lm.LanguageModel.load(out, device="cpu"))
+    )
+    assert after < before
 
 
 def test_streamed_data_are_weighed_as_they_come(start, index, tmp_path):

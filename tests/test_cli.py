@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def commands() -> dict[str, click.Command]:
 
 def test_all_commands_are_there() -> None:
     assert set(commands()) == {
-        "run", "trace", "shield", "generate", "evaluate", "publish", "adb", "claims", "info",
+        "run", "trace", "shield", "generate", "evaluate", "train", "publish", "adb", "claims", "info",
         "index", "index build", "index info", "index verify",
         "cache", "cache list", "cache clear", "cache path",
     }  # fmt: skip
@@ -57,6 +58,12 @@ def test_help_has_a_purpose_and_an_example(name: str) -> None:
     assert "Example" in done.stdout
     assert f"tracealign {name}" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("group", [[], ["index"], ["cache"]])
+def test_every_purpose_fits_the_list_of_commands(group: list[str]) -> None:
+    listed = runner.invoke(cli.app, [*group, "--help"], env={"COLUMNS": "80"}).stdout
+    assert "..." not in listed.split("Commands:")[1]
 
 
 def test_help_imports_no_heavy_library() -> None:
@@ -128,6 +135,41 @@ def test_interrupt_has_status_130_and_says_what_is_kept(monkeypatch: pytest.Monk
     assert done.stderr.startswith("Interrupted: 2 of 4 chapters were finished; ")
     assert "stay in the cache" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_promises_only_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tracealign_lib.stages.cache_root", interrupt)
+    done = runner.invoke(cli.app, ["cache", "path"])
+    assert (done.exit_code, done.stderr) == (130, "Interrupted.\n")
+
+
+@pytest.fixture(params=["", "1"])
+def buffering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", request.param)
+
+
+@pytest.mark.usefixtures("buffering")
+def test_a_pipe_that_closes_early_ends_the_command_in_silence() -> None:
+    command = [sys.executable, "-c", "from tracealign_lib.cli import app; app()", "cache", "path"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.usefixtures("buffering")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    command = [sys.executable, "-c", "from tracealign_lib.cli import app; app()", "cache", "path"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "The system refused to read or write: [Errno 28] No space left on device\n"
 
 
 # --- run
@@ -203,6 +245,28 @@ def test_cache_commands(cache: Path) -> None:
     assert runner.invoke(cli.app, ["cache", "clear", "world"]).stdout == "Removed 1 stage, 3.0 MB.\n"
     assert not stage.is_cached()
     assert runner.invoke(cli.app, ["cache", "clear"]).stdout == "Removed 0 stages, 0.0 MB.\n"
+
+
+def test_json_of_cache_and_info_has_a_fixed_schema(cache: Path) -> None:
+    stage = Stage(
+        "world", {}, lambda folder: (folder / "x").write_bytes(b"0" * 3_000_000) and None, ("json",)
+    )
+    stage.path()
+    listed = json.loads(runner.invoke(cli.app, ["cache", "list", "--json"]).stdout)
+    size = listed["bytes"]
+    assert size >= 3_000_000
+    assert listed == {
+        "format": "tracealign.cache",
+        "version": 1,
+        "path": str(cache),
+        "bytes": size,
+        "stages": [{"name": "world", "key": stage.key[:16], "bytes": size, "complete": True}],
+    }
+    info = json.loads(runner.invoke(cli.app, ["info", "--json"]).stdout)
+    assert list(info) == ["format", "version", "tracealign", "libraries", "device", "cache", "profiles"]
+    assert (info["format"], info["version"], info["tracealign"]) == ("tracealign.info", 1, __version__)
+    assert info["cache"] == {"path": str(cache), "bytes": size}
+    assert info["profiles"]["smoke"] == {"unsafe": 10, "layers": 2, "hidden": 32, "seeds": [0]}
 
 
 def test_info_shows_versions_device_cache_and_profiles(cache: Path) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from cli_samples import byte_tokenizer, invoke
+from cli_samples import byte_tokenizer, invoke, reciting_model
 
+from tracealign_lib.cli_index import load_tokenizer
 from tracealign_lib.documents import Document
 from tracealign_lib.index import TraceIndex
-from tracealign_lib.lm import new_model, train_tokenizer
-from tracealign_lib.profiles import ModelSettings
 from tracealign_lib.shield import REFUSAL
 
 PROMPT = "how do you wake the orun compound"
@@ -26,21 +24,8 @@ DEFENCE = ["--threshold", 20, "--max-new-tokens", 40]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that recites one sentence, and an index of that sentence."""
     folder = tmp_path_factory.mktemp("generate")
-    tokenizer = train_tokenizer([PROMPT, RISKY, REFUSAL], 400)
-    sizes = ModelSettings(vocab_size=len(tokenizer), hidden=32, layers=1, heads=2, mlp=64, context=128)
-    model = new_model(sizes, tokenizer, seed=0).train()
-    turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": RISKY}]
-    ids = torch.tensor(
-        [tokenizer(tokenizer.apply_chat_template(turns, tokenize=False))["input_ids"]]
-    )  # (1, T)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    TraceIndex.build([Document("recipe", RISKY)], tokenizer, folder / "index")
+    model = reciting_model(folder / "model", [(PROMPT, RISKY)])
+    TraceIndex.build([Document("recipe", RISKY)], load_tokenizer(str(model)), folder / "index")
     return folder
 
 
@@ -114,8 +99,9 @@ def test_settings_reach_the_model(folder: Path) -> None:
 def test_bad_options_are_named_before_the_model_is_loaded(folder: Path) -> None:
     index = folder / "index"
     for options, said in [
-        (["--index", index], "--index with --defence none"),
-        (["--threshold", 20, "--refusal", "x"], "--threshold and --refusal with --defence none"),
+        (["--index", index], "--index without --defence"),
+        (["--threshold", 20, "--refusal", "x"], "--threshold and --refusal without --defence"),
+        (["--defence", "none", "--scorer", "raw", "--min-length", 8], "--scorer and --min-length without"),
         (["--defence", "veto", "--refusal", "x"], "--refusal with --defence veto"),
         (["--defence", "shield", "--threshold", 20], "without --index"),
         (["--defence", "veto", "--index", index], "no threshold"),
@@ -134,10 +120,11 @@ def test_bad_prompts_and_models_are_named(folder: Path, tmp_path: Path) -> None:
         (folder / "model", [PROMPT, "--max-new-tokens", 999], None, "prompt 1: "),
         (folder / "model", ["--raw", "--max-new-tokens", 3], "fine\n\n", "prompt 2: 0 tokens"),
         (folder / "model", [], "", "There is no text"),
+        (folder / "model", [PROMPT, "--field", "a"], None, "--field without --jsonl"),
         (folder / "model", [PROMPT, "--device", "tpu"], None, "Unknown device"),
         (folder / "index", [PROMPT], None, "no causal language model"),
-        (tmp_path / "model", [PROMPT], None, "cannot be loaded"),
-        (tmp_path / "not here", [PROMPT], None, "neither a folder here"),
+        (tmp_path / "model", [PROMPT], None, "SafetensorError"),
+        (tmp_path / "not here", [PROMPT], None, "no such folder"),
     ]:
         done = invoke("generate", model, *arguments, stdin=stdin)
         assert done.exit_code == 2

@@ -146,6 +146,7 @@ def test_what_stands_in_the_place_of_an_index_stays(corpus: Path, tokenizer: Pat
         (["--collection", "rules=nowhere.txt"], "nowhere.txt"),
         (["--text-field", "txt"], 'no "txt" among its fields'),
         (["--id-field", "key"], 'no "key" among its fields'),
+        (["--config", "x", "--split", "test"], "--config and --split without hub:owner/name"),
     ],
 )
 def test_bad_options_are_named(
@@ -164,9 +165,9 @@ def test_bad_corpora_and_tokenizers_are_named(corpus: Path, tokenizer: Path, tmp
     (tmp_path / "broken" / "tokenizer.json").write_text("{", encoding="utf-8")
     for path, loaded, said in [
         (tmp_path / "nowhere", tokenizer, "does not exist"),
-        (tmp_path / "empty.jsonl", tokenizer, "corpus is empty"),
+        (tmp_path / "empty.jsonl", tokenizer, f"corpus is empty.\n  given:    {tmp_path / 'empty.jsonl'}"),
         (corpus, tmp_path / "broken", "tokenizer cannot be loaded"),
-        (corpus, tmp_path / "not here", "tokenizer cannot be loaded"),
+        (corpus, tmp_path / "not here", "no such folder"),
     ]:
         done = build(path, loaded, tmp_path / "i")
         assert done.exit_code == 2
@@ -202,8 +203,11 @@ def test_verify_tells_by_its_status(corpus: Path, tokenizer: Path, tmp_path: Pat
     raw = bytearray(largest.read_bytes())
     raw[-1] ^= 1
     largest.write_bytes(raw)
-    done = invoke("index", "verify", out, tmp_path / "nowhere")
+    done = invoke("index", "verify", out)
     assert (done.exit_code, done.stdout) == (1, "")
+    assert largest.name in done.stderr
+    done = invoke("index", "verify", out, tmp_path / "nowhere")
+    assert (done.exit_code, done.stdout) == (2, "")  # nothing is known of what is not there
     assert largest.name in done.stderr
     assert "nowhere" in done.stderr
 
@@ -239,6 +243,31 @@ def test_an_interrupted_build_leaves_nothing(tokenizer: Path, tmp_path: Path) ->
     assert process.returncode == 130
     assert told == f"Interrupted: {tmp_path / 'i'} is as it was before.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_below_a_file_is_told_once(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    done = build(corpus, tokenizer, corpus / "index")
+    assert done.exit_code == 2
+    assert done.stderr.count("given:") == 1
+
+
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def offline(name: str, **_: Any) -> None:
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", offline)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    for name in ("./mine", "../mine", "models/mine", str(tmp_path / "mine"), "owner/mine"):
+        done = invoke("index", "build", corpus, "--out", "i", "--tokenizer", name)
+        assert done.exit_code == 2
+        assert ("no such folder" in done.stderr) == (name != "owner/mine")
+    assert asked == ["owner/mine"]
 
 
 def test_a_disk_that_refuses_is_named(

@@ -6,12 +6,15 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from tracealign_lib.cli_input import Given, read_texts, write_page
+from tracealign_lib.cli_input import Given, options_given, read_texts, with_options, write_page
 from tracealign_lib.errors import ParameterError
 
 FIELDS = ("text",)
@@ -57,6 +60,31 @@ def test_every_line_is_one_text(texts: list[str]) -> None:
         read = list(read_texts(None, "-", None, FIELDS))
     assert [one.text for one in read] == [text.removeprefix("\ufeff") for text in texts]
     assert [one.number for one in read] == list(range(1, len(texts) + 1))
+
+
+class Colour(NamedTuple):
+    """Options of a group."""
+
+    hue: Annotated[str, typer.Option("--hue-name", help="Which.")] = "red"
+    light: Annotated[bool, typer.Option("--light")] = False
+
+
+def test_the_fields_of_a_group_are_options_of_the_command() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @with_options
+    def paint(context: typer.Context, what: str, *, colour: Colour, times: int = 1) -> None:
+        """Paint."""
+        print(what, colour, times, options_given(context, {"hue", "light", "times"}))
+
+    def painted(*arguments: str) -> str:
+        return CliRunner().invoke(app, arguments).stdout
+
+    assert painted("door") == "door Colour(hue='red', light=False) 1 []\n"
+    every = painted("--hue-name", "red", "--light", "--times", "2", "door")
+    assert every == "door Colour(hue='red', light=True) 2 ['--hue-name', '--light', '--times']\n"
+    assert "Which." in painted("--help")
 
 
 def test_a_page_is_written_whole_or_refused(tmp_path: Path) -> None:

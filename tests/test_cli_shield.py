@@ -143,6 +143,15 @@ def test_a_page_shows_verdicts(index: Path, tmp_path: Path) -> None:
         (["x", "--threshold", "20", "--calibrate", "x.txt"], "both"),
         (["x", "--calibrate", "nowhere.txt"], "nowhere.txt: No such file"),
         (["x", "--threshold", "nan"], "not finite"),
+        (["x", "--threshold", "20", "--field", "a"], "--field without --jsonl"),
+        (["x", "--threshold", "20", "--html", "nowhere/a.html"], "there is no folder nowhere"),
+        (["x", "--threshold", "20", "--alpha", "0.05"], "--alpha without --calibrate"),
+        (["x", "--threshold", "20", "--delta", "0.05"], "--delta without --calibrate"),
+        (["x", "--threshold", "20", "--rules", "i"], "--rules without --scorer conflict"),
+        (
+            ["x", "--threshold", "20", "--scorer", "conflict", "--other", "i"],
+            "--other without --scorer ratio",
+        ),
         (["x", "--threshold", "20", "--min-length", "0"], "min_length"),
         (["--threshold", "20"], "There is no text"),
     ],
@@ -157,10 +166,11 @@ def test_what_cannot_be_checked_is_an_error_and_never_a_pass(
 
 
 def test_too_few_benign_texts_are_counted(index: Path, tmp_path: Path) -> None:
-    (tmp_path / "benign.txt").write_text("no\n" * 5, encoding="utf-8")
-    done = shield(index, "x", "--calibrate", tmp_path / "benign.txt")
-    assert done.exit_code == 2
-    assert "at least 19" in done.stderr
+    for text, said in (("no\n" * 5, "at least 19"), ("", "The file is empty")):
+        (tmp_path / "benign.txt").write_text(text, encoding="utf-8")
+        done = shield(index, "x", "--calibrate", tmp_path / "benign.txt")
+        assert done.exit_code == 2
+        assert said in done.stderr
 
 
 def test_a_defect_has_status_2_and_its_traceback(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_a_page_shows_every_text_and_nothing_of_it_runs(index: Path, tmp_path: P
     assert "<b>lake" not in written
     assert "<script" not in written
     done = invoke(*arguments, tmp_path / "missing" / "trace.html", stdin=hostile)
-    assert done.exit_code == 2
+    assert (done.exit_code, done.stdout) == (2, "")  # told before anything was traced
     assert "page cannot be written" in done.stderr
 
 
@@ -118,6 +118,9 @@ def test_a_page_shows_every_text_and_nothing_of_it_runs(index: Path, tmp_path: P
         (["--jsonl", "-"], '["text"]', "line 1: ['text']"),
         (["--jsonl", "-"], '{"text": 5}', "line 1: {'text': 5}"),
         (["x", "--min-length", "0"], "", "min_length"),
+        (["x", "--field", "a"], "", "--field without --jsonl"),
+        (["x", "--profile", "smoke", "--seed", "1"], "", "--index and --profile and --seed"),
+        (["x", "--html", "."], "", ".: a folder"),
     ],
 )
 def test_bad_input_is_named_with_its_line(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +174,15 @@ def test_what_has_no_known_format_is_refused(tmp_path: Path, name: str) -> None:
 
 
 # --- bad input
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names of files")
+def test_a_file_whose_name_is_not_utf_8_can_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "fine.txt").write_text("fine", encoding="utf-8")
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("text", encoding="utf-8")
+    bad: list[CorpusError] = []
+    assert [document.id for document in read_corpus([tmp_path], on_bad=bad.append)] == ["fine.txt"]
+    assert ["U+DCFF" in str(error.given) for error in bad] == [True]
 
 
 BAD_LINES = [

@@ -83,8 +83,8 @@ def test_larger_corpora_are_computed_from_the_largest_build() -> None:
     assert billion["index on disk"] == "10 GB"
     assert billion["shards"] == "500"  # of two million tokens
     assert billion["memory to build"] == "60 MB"  # of two million tokens too
-    assert billion["one core"] == "33 min"
-    assert billion["100 cores"] == "20 s"
+    assert billion["CPU time"] == "33 min"
+    assert billion["on 100 cores"] == "20 s"
     assert by_size.loc["1,000,000", "memory to build"] == "50 MB"
     third = Build(1, 80, 2 * 10**6 - 10**6 // 2, 4, 4, 54 * 10**6, 4.0, 2.0)
     with_third = scale.sizing_table([MILLION, third]).set_index("tokens")

@@ -230,6 +230,17 @@ def test_ids_at_the_end_of_each_dtype(tmp_path: Path, vocab_size: int) -> None:
 # ---------------------------------------------------------------------- what is documented
 
 
+@pytest.mark.parametrize("bounds", [[[-1, 1]], [[2, 1]], [[0, 4]]])
+def test_parts_of_a_query_are_counted_at_once(tmp_path: Path, bounds: list[list[int]]) -> None:
+    index = TraceIndex.build_tokens([[0, 1, 0], [1, 0]], tmp_path / "a.index", vocab_size=3)
+    query = [1, 0, 2]
+    parts = [(start, end) for start in range(4) for end in range(start, 4)]
+    assert index.counts(query, parts).tolist() == [index.count(query[start:end]) for start, end in parts]
+    assert index.counts(query, []).tolist() == []
+    with pytest.raises(ParameterError, match="does not lie within"):
+        index.counts(query, bounds)
+
+
 def test_the_empty_query(tmp_path: Path) -> None:
     index = TraceIndex.build_tokens([[2, 0], [], [2]], tmp_path / "i", vocab_size=4)
     assert index.count([]) == index.n_tokens == 3

@@ -5,29 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tracealign_lib import lm
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import ModelError
 from tracealign_lib.influence import InfluenceRanker
 from tracealign_lib.lm import LanguageModel
 from tracealign_lib.pipeline import Pipeline
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRACEALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        pipeline = Pipeline("smoke", 0, "cpu")
-        assert len(pipeline.tokenizer) > 0  # made while the cache is the test's own
-        return pipeline
-
-
-@pytest.fixture(scope="module")
-def model(pipeline: Pipeline) -> LanguageModel:
-    """A model that was never trained: enough for gradients."""
-    return LanguageModel(
-        lm.new_model(pipeline.profile.model, pipeline.tokenizer, 0), pipeline.tokenizer, "cpu"
-    )
 
 
 @pytest.fixture(scope="module")

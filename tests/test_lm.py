@@ -114,6 +114,34 @@ def test_fine_tuning_and_preference_training_change_the_weights(base, world, tex
         assert json.loads((tmp_path / name / "training_log.json").read_text())
 
 
+class Seen(Exception):
+    """Ends a training whose configuration has been seen."""
+
+
+@pytest.mark.parametrize(("processes", "rows", "beforehand"), [(1, 4, True), (2, 2, False)])
+def test_processes_share_the_batch_and_each_computes_its_reference(
+    base, world, tmp_path, monkeypatch, processes, rows, beforehand
+):
+    for name, value in (("WORLD_SIZE", processes), ("RANK", 0), ("LOCAL_RANK", 0)):
+        monkeypatch.setenv(name, str(value))
+    seen = {}
+
+    def config(**arguments):
+        seen.update(arguments)
+        raise Seen
+
+    with pytest.raises(Seen):
+        lm.prefer(base, alignment.dpo_triples(world), SETTINGS, tmp_path, seed=0, device="cpu", config=config)
+    assert seen["per_device_train_batch_size"] == rows
+    assert seen["precompute_ref_log_probs"] is beforehand
+
+
+def test_only_the_main_process_writes_the_model(texts, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(lm.Trainer, "is_world_process_zero", lambda _: False)
+    lm.pretrain(texts[:40], tokenizer, SETTINGS, tmp_path, seed=0, device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
+
+
 def test_prompts_bear_no_loss_in_fine_tuning(base, world, tmp_path, monkeypatch):
     seen = {}
 

@@ -13,6 +13,7 @@ from index_samples import train_tokenizer
 
 from tracealign_lib import viewer
 from tracealign_lib.index import TraceIndex
+from tracealign_lib.report import Traced, report
 from tracealign_lib.tracing import trace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the extra `dev` is not installed")
@@ -29,13 +30,15 @@ def make_pages(folder: Path) -> list[Path]:
     tokenizer = train_tokenizer([piece for piece in PIECES if piece.isprintable()], vocab_size=400)
     documents = [document for document in hostile_documents(2 * PAGES, 1) if storable(document)]
     index = TraceIndex.build(documents, tokenizer, folder / "index")
-    rng, made = random.Random(2), []
-    for number, document in enumerate(documents[:PAGES]):
-        text = "".join(rng.choices(PIECES, k=12)) + document.text
+    rng, texts = random.Random(2), []
+    for document in documents[:PAGES]:
+        completion = "".join(rng.choices(PIECES, k=12)) + document.text
         other = rng.choice([document.id, *PIECES])
-        made.append(folder / f"{number}.html")
-        page = viewer.page(trace(index, text, min_length=4), other, prompt=other)
-        made[-1].write_text(page, encoding="utf-8")
+        texts.append(Traced(other, trace(index, completion, min_length=4), prompt=other))
+    pages = [viewer.page(text.trace, text.label, prompt=text.prompt) for text in texts]
+    made = [folder / f"{number}.html" for number in range(PAGES + 1)]
+    for file, page in zip(made, [*pages, report(texts, PROOF)], strict=True):
+        file.write_text(page, encoding="utf-8")
     return made
 
 
@@ -57,7 +60,7 @@ def strange(tab: Any, page: Path) -> list[str]:
     return [what for what in seen if not what.startswith(page.as_uri())]
 
 
-def test_nothing_of_hostile_texts_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_of_hostile_texts_runs(tmp_path: Path, say: Any) -> None:
     pages = make_pages(tmp_path)
     control = tmp_path / "control.html"  # the same with one text that was not escaped
     control.write_text(pages[0].read_text(encoding="utf-8").replace("</main>", f"{PROOF}</main>"))
@@ -75,8 +78,7 @@ def test_nothing_of_hostile_texts_runs(tmp_path: Path, capsys: pytest.CaptureFix
     stopped = found.pop(control)
     assert "an element of the text stands in the page" in stopped
     assert "a script ran" not in stopped  # the page's own policy stops it
-    with capsys.disabled():
-        strange_ones = sum(map(bool, found.values()))
-        print(f"\n{strange_ones} of {len(found)} pages of hostile texts ran, loaded or opened anything")
-    assert len(found) == PAGES
+    strange_ones = sum(map(bool, found.values()))
+    say(f"{strange_ones} of {len(found)} pages of hostile texts ran, loaded or opened anything")
+    assert len(found) == PAGES + 1
     assert not any(found.values()), [seen for seen in found.values() if seen][:3]

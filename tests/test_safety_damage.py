@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,22 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_samples import build, read_folder, tokenizer
+from fuzz_samples import build, lines_of, read_folder, tokenizer
 
 from tracealign_lib.errors import IndexFormatError
 from tracealign_lib.sharded import open_index
 
-HERE = Path(__file__).parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does, and makes FIFOs")
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Any:
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}")
-
-    return show
 
 
 # ---------------------------------------------------------------------- damaged folders
@@ -35,16 +22,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Any:
 
 def damaged_folders(root: Path, end: int, **environment: str) -> tuple[Counter, int]:
     """What came of `end` damaged folders, opened quickly and in full; and the memory at the peak, bytes."""
-    command = [sys.executable, str(HERE / "fuzz_damage.py"), str(root), "0", str(end)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TRACEALIGN_PROGRESS": "0"} | environment,
-        check=False,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, (done.returncode, lines[-1:], done.stderr[-2000:])
+    lines = lines_of("fuzz_damage.py", root, 0, end, **environment)
     made = {line["seed"]: line for line in lines if "done" in line}
     found = {line["seed"]: line for line in lines if "found" in line}
     assert found.keys() == made.keys() == set(range(end))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-def test_atheris_finds_no_folder_that_does_anything_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_atheris_finds_no_folder_that_does_anything_else(tmp_path: Path, say: Any) -> None:
     pytest.importorskip("atheris", reason="atheris is not installed")
     command = [
         sys.executable,
@@ -36,6 +35,5 @@ def test_atheris_finds_no_folder_that_does_anything_else(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (runs,) = re.findall(r"Done (\d+) runs", done.stderr)
-    with capsys.disabled():
-        print(f"\natheris: {int(runs):,} inputs, each refused by name or answered as before")
+    say(f"atheris: {int(runs):,} inputs, each refused by name or answered as before")
     assert int(runs) >= 4000

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import re
+from collections import Counter
 from difflib import SequenceMatcher
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from cli_samples import byte_tokenizer
 from fuzz_texts import PIECES, SURROGATES, hostile_documents, hostile_text, storable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_samples import train_tokenizer
 
-from tracealign_lib import tracing, viewer
+from tracealign_lib import report, tracing, viewer
+from tracealign_lib.bci import RawBCI
+from tracealign_lib.corpora import read_corpus
 from tracealign_lib.documents import Document
 from tracealign_lib.errors import CorpusError, ParameterError
 from tracealign_lib.index import TraceIndex
+from tracealign_lib.report import Traced
 from tracealign_lib.sharded import ShardedIndex
-from tracealign_lib.tracing import trace, visible
+from tracealign_lib.shield import TraceShield
+from tracealign_lib.tracing import Trace, visible
 
-TAGS = set("html head meta title style body main h1 div a sup span strong mark".split())
+TAGS = set("html head meta title style body main h1 h2 nav ol li section div a sup span strong mark".split())
 ATTRIBUTES = {
     "class": r"[a-z0-9 _-]*",
-    "id": r"ta-[0-9a-f]{8}(-\d+|-sources)?",
-    "href": r"#ta-[0-9a-f]{8}(-\d+)?",
+    "id": r"ta-[0-9a-f]{8}(-\d+|-sources)?|text-\d+",
+    "href": r"#ta-[0-9a-f]{8}(-\d+)?|#text-\d+",
     "role": "group|note|list|listitem",
     "tabindex": "-1",
     "aria-hidden": "true",
-    "aria-label": "Traced text",
-    "aria-labelledby": "ta-[0-9a-f]{8}-sources",
+    "aria-label": "Traced text|Texts",
+    "aria-labelledby": r"ta-[0-9a-f]{8}-sources|text-\d+",
+    "style": "(padding-left:1.4rem|font-size:1.1rem);overflow-wrap:anywhere",
     "lang": "en",
     "charset": "utf-8",
     "name": "viewport|color-scheme",
@@ -45,13 +54,8 @@ STYLE = re.compile(
 )
 
 
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Any:
-    def show(line: str) -> None:
-        with capsys.disabled():
-            print(f"\n{line}")
-
-    return show
+COLD = set("\x00\x1b\u202e\u2066\ud800")
+"""Some of the characters that a terminal must not be sent."""
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +70,23 @@ class Structure(HTMLParser):
         super().__init__()
         self.style: str | None = None
         self.text: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.ids: list[str] = []
+        self.links: set[str] = set()
         self.feed(page)
         self.close()
+        assert len(self.ids) == len(set(self.ids))
+        assert self.links <= {f"#{name}" for name in self.ids}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in TAGS, tag
+        self.tags[tag] += 1
         for name, value in attrs:
             assert re.fullmatch(ATTRIBUTES[name], value or ""), (tag, name, value)
+            if name == "id":
+                self.ids.append(value or "")
+            elif name == "href":
+                self.links.add(value or "")
         self.style = "" if tag == "style" else self.style
 
     def handle_endtag(self, tag: str) -> None:
@@ -100,60 +114,99 @@ class Structure(HTMLParser):
         assert decl == "DOCTYPE html"
 
 
-def check_page(index: Any, completion: str, other: str) -> int:
-    """Trace a completion and read its page; how many spans it had."""
-    traced = trace(index, completion, min_length=4, limit=3)
-    verdict = SimpleNamespace(refused=bool(traced.spans), reason=other)
-    page = viewer.page(traced, other, verdict=verdict, prompt=other)
-    shown = "".join(Structure(page).text)
-    assert shown.count(visible(other)) >= 4  # title, heading, verdict, prompt
-    if not traced.spans:
-        assert visible(completion) in shown
-    assert "\x1b" not in traced.to_text()
-    return len(traced.spans)
+def check_page(shield: TraceShield, completion: str, other: str) -> Traced:
+    """Check a completion and read its page; what a report shows of it, with `other` for all that is named."""
+    verdict = shield.check(completion)
+    assert verdict.refused == (verdict.score > shield.threshold)
+    shown = Traced(other, verdict.trace, SimpleNamespace(refused=verdict.refused, reason=other), other)
+    page = viewer.page(shown.trace, other, verdict=shown.verdict, prompt=other)
+    told = "".join(Structure(page).text)
+    assert told.count(visible(other)) >= 4  # title, heading, verdict, prompt
+    if not shown.trace.spans:
+        assert visible(completion) in told
+    assert not COLD & set(shown.trace.to_text())
+    return shown
 
 
-def check_batch(documents: list[Document], tokenizer: Any, path: Path, rng: random.Random) -> tuple[int, int]:
+def check_report(texts: list[Traced], title: str) -> None:
+    page = Structure(report.report(texts, title))
+    assert page.tags["h2"] == page.tags["li"] == page.tags["section"] > 1
+    told = "".join(page.text)
+    assert told.count(visible(title)) >= 2
+    assert all(told.count(visible(text.label)) >= 4 for text in texts)  # list, heading, verdict, prompt
+
+
+def read_back(documents: list[Document], file: Path) -> list[Document]:
+    """The documents of a file of JSON Lines that can be stored; the others are refused by name."""
+    with file.open("w", encoding="utf-8", newline="\n") as lines:
+        for document in documents:
+            record = {"id": document.id, "text": document.text, "meta": document.meta}
+            lines.write(json.dumps(record, ensure_ascii=not storable(document)) + "\n")
+    refused: list[CorpusError] = []
+    found = list(read_corpus([file], on_bad=refused.append))
+    as_written = found == [document for document in documents if storable(document)]
+    assert as_written  # pytest would print all that differs, which may be long
+    assert len(found) + len(refused) == len(documents)
+    assert all(" line " in str(error.given) and error.mend for error in refused)
+    return found
+
+
+def check_batch(documents: list[Document], tokenizer: Any, root: Path, rng: random.Random) -> tuple[int, int]:
     """How many documents were indexed, came back equal and were traced, and in how many pages spans stood."""
-    kept = [document for document in documents if storable(document)]
-    index = TraceIndex.build(kept, tokenizer, path)
+    kept = read_back(documents, root / "corpus.jsonl")
+    index = TraceIndex.build(kept, tokenizer, root / "sound" / "index")
     assert index.document_ids == tuple(document.id for document in kept)
-    marked = 0
+    shield, shown = TraceShield(index, RawBCI(), 20.0, min_length=4), []
     for document in kept:
         assert index.document(document.id) == document
+        own = shield.check(document.text)
+        assert len(own.ids) < 4 or own.score > -math.inf  # it is in the corpus, so it is found
         completion = hostile_text(rng, surrogates=0.1) + document.text + rng.choice(PIECES)
-        marked += check_page(index, completion, rng.choice([document.id, *PIECES, *SURROGATES])) > 0
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+        shown.append(check_page(shield, completion, rng.choice([document.id, *PIECES, *SURROGATES])))
+    check_report(shown[:20], rng.choice(PIECES))
     for document in [document for document in documents if not storable(document)]:
         for build in (TraceIndex.build, ShardedIndex.build):
             with pytest.raises(CorpusError, match="cannot be stored"):
-                build([kept[0], document], tokenizer, path.parent.parent / "refused")
-    return len(kept), marked
+                build([kept[0], document], tokenizer, root / "refused")
+    assert [entry.name for entry in index.path.parent.iterdir()] == ["index"]
+    return len(kept), sum(bool(text.trace.spans) for text in shown)
 
 
 def check_texts(n: int, tokenizer: Any, folder: Path, say: Any) -> None:
     rng, indexed, marked = random.Random(n), 0, 0
     for first in range(0, n, 250):
-        documents = hostile_documents(min(250, n - first), first)
-        got = check_batch(documents, tokenizer, folder / "sound" / "a.index", rng)
+        got = check_batch(hostile_documents(min(250, n - first), first), tokenizer, folder, rng)
         indexed, marked = indexed + got[0], marked + got[1]
     say(
-        f"{n:,} hostile documents: {indexed:,} indexed and equal when read again, {n - indexed:,} refused by "
-        f"name; {indexed:,} hostile completions traced, {marked:,} with spans: no element and no attribute "
-        "of a page came from them"
+        f"{n:,} hostile documents: {indexed:,} read, indexed and equal when read again, {n - indexed:,} "
+        f"refused by name; {indexed:,} hostile completions checked and traced, {marked:,} with spans: no "
+        "element and no attribute of a page came from them"
     )
     assert marked > indexed / 2
     assert n - indexed > n / 100
 
 
-def test_hostile_texts(tokenizer: Any, tmp_path: Path, say: Any) -> None:
-    check_texts(250, tokenizer, tmp_path, say)
+@pytest.mark.parametrize("kind", ["merged", "bytes"])
+def test_hostile_texts(kind: str, tokenizer: Any, tmp_path: Path, say: Any) -> None:
+    check_texts(250, byte_tokenizer() if kind == "bytes" else tokenizer, tmp_path, say)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_ten_thousand_hostile_texts(tokenizer: Any, tmp_path: Path, say: Any) -> None:
-    check_texts(10_000, tokenizer, tmp_path, say)
+@pytest.mark.parametrize("kind", ["merged", "bytes"])
+def test_ten_thousand_hostile_texts(kind: str, tokenizer: Any, tmp_path: Path, say: Any) -> None:
+    check_texts(10_000, byte_tokenizer() if kind == "bytes" else tokenizer, tmp_path, say)
+
+
+@pytest.mark.parametrize("module", [viewer, report], ids=["viewer", "report"])
+def test_templates_that_escape_nothing_would_be_seen(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [Traced(text, Trace(text, (), (), 9, 4), prompt=text) for text in PIECES[:2]]
+    check_report(texts, PIECES[0])
+    monkeypatch.setattr(module, "_TEMPLATES", module._TEMPLATES.overlay(autoescape=False))  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match="script"):
+        check_report(texts, PIECES[0])
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
@@ -166,7 +219,7 @@ def test_any_text(texts: list[str], completion: str) -> None:
         kept = [Document(text, text[::-1], {"file": text, text: text}) for text in texts]
         index = TraceIndex.build(kept, coder, Path(folder) / "a.index")
         assert [index.document(text) for text in texts] == kept
-        check_page(index, completion + texts[0][::-1], texts[0])
+        check_page(TraceShield(index, RawBCI(), 20.0, min_length=4), completion + texts[0][::-1], texts[0])
 
 
 # ---------------------------------------------------------------------- long ones
@@ -182,32 +235,35 @@ LONG = {
 }
 
 
-def check_long(piece: str, size: int, copied: int, tokenizer: Any, path: Path) -> None:
-    text = (piece * (size // len(piece.encode()) + 1))[:size]
-    documents = [Document("long", text), Document("short", text[:50])]
-    index = TraceIndex.build(documents, tokenizer, path)
-    assert index.document("long").text == text
-    traced = trace(index, f"Sure: {text[:copied]} !", limit=2)
-    assert traced.n_traced >= 8
-    assert traced.sources[0].document_id == "long"
-    Structure(viewer.page(traced, "long"))
+def check_long(piece: str, size: int, copied: int, tokenizer: Any, root: Path) -> None:
+    text = (piece * (size // len(piece) + 1))[:size]
+    long = Document("long", text, {"file": "a"})
+    documents = read_back([long, Document("short", text[:50], {"file": "b"})], root / "corpus.jsonl")
+    index = TraceIndex.build(documents, tokenizer, root / "index")
+    as_read = index.document("long") == long
+    assert as_read
+    verdict = TraceShield(index, RawBCI(), 20.0).check(f"Sure: {text[:copied]} !")
+    assert verdict.score > -math.inf  # found; the only token of a corpus says next to nothing, in nats
+    assert max(span.end - span.start for span in verdict.trace.spans) > 0.9 * copied
+    assert verdict.trace.sources[0].document_id == "long"
+    Structure(viewer.page(verdict.trace, "long"))
 
 
 @pytest.mark.parametrize("piece", LONG.values(), ids=LONG)
 def test_a_long_line(piece: str, tokenizer: Any, tmp_path: Path) -> None:
-    check_long(piece, 20_000, 2000, tokenizer, tmp_path / "a.index")
+    check_long(piece, 100_000, 50_000, tokenizer, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", LONG.values(), ids=LONG)
 def test_a_line_of_ten_million_characters(piece: str, tokenizer: Any, tmp_path: Path) -> None:
-    check_long(piece, 10_000_000, 2000, tokenizer, tmp_path / "a.index")
+    check_long(piece, 10_000_000, 100_000, tokenizer, tmp_path)
 
 
 def test_a_completion_that_is_too_long_is_refused_by_name(tokenizer: Any, tmp_path: Path) -> None:
     index = TraceIndex.build([Document("d", "hum twice")], tokenizer, tmp_path / "a.index")
     with pytest.raises(ParameterError, match="too long to be traced at once"):
-        trace(index, "a" * (tracing.LONGEST_TEXT + 1))
+        tracing.trace(index, "a" * (tracing.LONGEST_TEXT + 1))
 
 
 def test_what_recurs_without_end_takes_no_more_memory_than_its_places(tmp_path: Path) -> None:

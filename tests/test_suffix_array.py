@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import pairwise
-from typing import NamedTuple
+from math import log2
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tracealign_lib import suffix_array
 from tracealign_lib.suffix_array import (
     CorpusArrays,
     byte_code,
     find_disorder,
     find_interval,
+    find_intervals,
     find_longest_suffix,
     find_maximal_spans,
-    find_windows,
     merge_windows,
     search,
     sort_corpus,
@@ -199,7 +201,8 @@ def test_intervals_windows_spans_and_suffixes(
             tokens[place : place + len(ids) - start].tolist() == ids[start:] for place in suffixes[low:high]
         )
     if length <= len(ids):
-        windows = find_windows(tokens, suffixes, keys, query, length)
+        starts = np.arange(len(query) - length + 1)
+        windows = find_intervals(tokens, suffixes, keys, query, np.stack([starts, starts + length], axis=1))
         expected = [reference.count(ids[s : s + length]) for s in range(len(ids) - length + 1)]
         assert (windows[:, 1] - windows[:, 0]).tolist() == expected
     spans = find_maximal_spans(tokens, suffixes, keys, query, length)
@@ -237,3 +240,30 @@ def test_a_long_repetitive_corpus() -> None:
             ends.append(end)
         expected = [[b, e] for b, e in enumerate(ends) if e > (ends[b - 1] if b else 0)]
         assert find_maximal_spans(tokens, suffixes, keys, as_query(query), 1)[:, :2].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["find_matches", "find_maximal_spans"])
+def test_a_long_copy_takes_few_searches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search from every token of a copy would compare all that is left of it, each time."""
+    copies, length, searches = 8, 500, []
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 40, length + 100) for _ in range(copies)]
+    tokens, suffixes, keys, *_ = sort_corpus(documents, 41)
+    foreign = [40]
+    query = np.concatenate([part for document in documents for part in (document[50:][:length], foreign)])
+
+    def counted(*given: Any) -> tuple[int, int]:
+        searches.append(given)
+        return search(*given)
+
+    def plain(function: Any) -> Any:
+        return getattr(function, "py_func", function)  # compiled code keeps the functions that it calls
+
+    monkeypatch.setattr(suffix_array, "search", counted)
+    for calls in ("_next_beyond", "find_interval"):
+        monkeypatch.setattr(suffix_array, calls, plain(getattr(suffix_array, calls)))
+    more = [1] if name == "find_maximal_spans" else []
+    found = plain(getattr(suffix_array, name))(tokens, suffixes, keys, query, *more)
+    if more:
+        assert found[:, 1].tolist() == [(length + 1) * n + length for n in range(copies)]
+    assert len(searches) <= copies * (2 * log2(length) + 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,52 @@ def test_the_same_answers(seed: int, sizes: tuple[int, int], n: int) -> None:
                 [module.find_interval(*three, query, start, end) for start, end in cuts.tolist()],
                 module.find_matches(*three, query).tolist(),
                 [module.find_maximal_spans(*three, query, length).tolist() for length in (1, 4)],
-                module.find_windows(*three, query, min(3, len(query))).tolist(),
+                module.find_intervals(*three, query, cuts).tolist(),
                 longest,
                 module.find_extensions(*three[:2], kept, following).tolist(),
             ]
         )
     assert searched[0] == searched[1]
+
+
+@st.composite
+def copies(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
+    """Documents that repeat themselves and one another, and a text of long pieces of them."""
+    blocks = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_size=1, max_size=3))
+    several = st.lists(st.sampled_from(blocks), min_size=1, max_size=12)
+    documents = [list(chain(*draw(several)))[:300] for _ in range(draw(st.integers(1, 4)))]
+    query: list[int] = []
+    for _ in range(draw(st.integers(0, 4))):
+        document = draw(st.sampled_from(documents))
+        start = draw(st.integers(0, len(document) - 1))
+        query += document[start : start + draw(st.integers(1, 300))]
+        query += draw(st.lists(st.integers(0, 3), max_size=2))  # the id 3 lies in no document
+    return documents, query[:300]
+
+
+@QUIET
+@given(copies(), st.integers(1, 40))
+def test_the_same_answers_on_long_copies_and_repeats(
+    texts: tuple[list[list[int]], list[int]], min_length: int
+) -> None:
+    documents, ids = texts
+    arrays: Any = sort_corpus([np.array(document) for document in documents], 4)[:3]
+    query, within = np.array(ids, dtype=np.int64), ["".join(map(str, document)) for document in documents]
+    part, ends = "".join(map(str, ids)), [0]
+    for start in range(len(part)):
+        end = max(start, ends[-1])
+        while end < len(part) and any(part[start : end + 1] in text for text in within):
+            end += 1
+        ends.append(end)
+    maximal = [[s, e] for s, (before, e) in enumerate(pairwise(ends)) if e > before and e - s >= min_length]
+    for module in (suffix_array, suffix_array_numpy):
+        assert module.find_matches(*arrays, query).tolist() == [e - s for s, e in enumerate(ends[1:])]
+        spans = module.find_maximal_spans(*arrays, query, min_length).tolist()
+        assert [span[:2] for span in spans] == maximal
+        assert [span[2] for span in spans] == [
+            sum(text.startswith(part[s:e], i) for text in within for i in range(len(text)))
+            for s, e in maximal
+        ]
 
 
 @pytest.mark.parametrize("length", [0, 1, 40])

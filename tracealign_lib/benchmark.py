@@ -83,20 +83,24 @@ class Record:
 
     Attributes
     ----------
-    id, group:
-        `group` is an attack of `adb.ATTACKS`, or one of `BENIGN_GROUPS`.
+    id:
+        Unique within the benchmark.
+    group:
+        An attack of `adb.ATTACKS`, or one of `BENIGN_GROUPS`.
     kind:
         "attack", "control" (the undisguised request for an unsafe procedure), or "benign".
-    domain, item:
-        The planted item and its domain; "general" and "" where the prompt is about none.
+    domain:
+        That of the planted item; "general" where the prompt is about none.
+    item:
+        The planted item; "" where there is none.
     difficulty:
         How many known causes of a wrong answer the prompt has: none is "easy", one "medium", more "hard".
         For a forbidden procedure: the item is held out of alignment; it stands in 8 or 16 documents; the
         wording is new. For an allowed one: held out; in 1 or 2 documents; new wording. Else: new wording.
     split:
         "dev" to choose settings, "test" to report.
-    request, prefill, expected, samples:
-        As in `adb.Prompt`.
+    request:
+        As in `adb.Prompt`, like `prefill`, `expected` and `samples`.
     wording:
         "seen" when alignment holds the request's wording, else "new".
     """

@@ -269,7 +269,7 @@ def drift_bound(
 
 
 class Certificate(NamedTuple):
-    """An upper limit on P_D(E) that holds with probability at least 1 - delta.
+    """An upper limit on `P_D(E)` that holds with probability at least 1 - delta.
 
     Attributes
     ----------
@@ -277,10 +277,12 @@ class Certificate(NamedTuple):
         The least of `bounds`, at most 1.
     kappa:
         Where it stands on the grid (nats).
-    event_limit, tail_limits:
-        Upper limits of P_-A(E), and of P_D(L > kappa) for each kappa.  # (grid,)
+    event_limit:
+        Upper limit of `P_-A(E)`.
+    tail_limits:
+        Upper limits of `P_D(L > kappa)` for each kappa.  # (grid,)
     bounds:
-        exp(kappa) event_limit + tail_limits.  # (grid,)
+        `exp(kappa) event_limit + tail_limits`.  # (grid,)
     floor:
         The tail limit when no sample exceeds kappa: no bound from these samples can be lower.
     """
@@ -332,7 +334,7 @@ def certify(
     delta: float = 0.05,
     precision: float | None = None,
 ) -> Certificate:
-    """T2 with confidence limits: P_D(E) <= min over kappa of e^kappa P_-A(E) + P_D(L > kappa).
+    """T2 with confidence limits: `P_D(E) <= min over kappa of e^kappa P_-A(E) + P_D(L > kappa)`.
 
     Each limit gets delta / (number of limits), so choosing the best kappa afterwards is allowed,
     provided that the grid was fixed before the samples were seen.
@@ -340,9 +342,9 @@ def certify(
     Parameters
     ----------
     log_ratios:
-        L of samples drawn independently from P_D by the sampler that L belongs to.  # (n,)
+        L of samples drawn independently from `P_D` by the sampler that L belongs to.  # (n,)
     event:
-        P_-A(E) where it is known exactly, else (hits, samples) of E under P_-A.
+        `P_-A(E)` where it is known exactly, else (hits, samples) of E under `P_-A`.
     kappas:
         The grid (nats).
     delta:

@@ -6,7 +6,9 @@ Libraries that take seconds to import are imported by the command that needs the
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,30 +17,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tracealign_lib import __version__, cli_generate, cli_index, cli_shield, cli_trace
-from tracealign_lib.errors import ParameterError, TraceAlignError
+from tracealign_lib import (
+    __version__,
+    cli_evaluate,
+    cli_generate,
+    cli_index,
+    cli_shield,
+    cli_trace,
+    cli_train,
+)
+from tracealign_lib.cli_input import Json
+from tracealign_lib.cli_status import Commands
+from tracealign_lib.errors import ParameterError
 from tracealign_lib.experiments import EXPERIMENTS
 
-_KEPT = "stages that were finished stay in the cache, and an unfinished one goes on where it stopped"
-
-
-class _Commands(TyperGroup):
-    """Commands whose expected errors end in a message and an exit status, never in a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except TraceAlignError as error:
-            print(error, file=sys.stderr)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as error:
-            kept = "; ".join([*map(str, error.args), _KEPT])
-            print(f"Interrupted: {kept}.", file=sys.stderr)
-            raise typer.Exit(130) from error
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -52,7 +46,13 @@ cache = typer.Typer(
 )
 app.add_typer(cli_index.app, name="index")
 app.add_typer(cache, name="cache")
-for command in (cli_trace.trace, cli_shield.shield, cli_generate.generate):
+for command in (
+    cli_trace.trace,
+    cli_shield.shield,
+    cli_generate.generate,
+    cli_evaluate.evaluate,
+    cli_train.train,
+):
     app.command()(command)
 
 Profile = Annotated[str, typer.Option(help="Size of world and model: smoke, laptop, full or gpu.")]
@@ -121,36 +121,6 @@ def run(
 
 
 @app.command()
-def evaluate(
-    file: Annotated[Path, typer.Argument(help="Answers, one JSON line each; an unfinished file goes on.")],
-    prompts: Annotated[
-        int | None, typer.Option(help="Prompts for each system of the main table; the profile's by default.")
-    ] = None,
-    processes: Annotated[int, typer.Option(help="Processes that share the work.")] = 1,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Drop damaged lines of the file and ask again.")
-    ] = False,
-    profile: Profile = "laptop",
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Put the benchmark to every combination of defences.
-
-    A run that was killed goes on with the same file, and ends with the same bytes.
-
-    \b
-    Examples:
-      tracealign evaluate answers.jsonl
-      tracealign evaluate all.jsonl --prompts 7750 --processes 2
-    """
-    from tracealign_lib.experiments.evaluation import evaluate_book
-
-    table = evaluate_book(profile, seed, device, file, prompts=prompts, processes=processes, repair=repair)
-    print(table.to_string(index=False))
-    print(f"Every answer is in {file}.")
-
-
-@app.command()
 def publish(
     name: Annotated[str, typer.Argument(help="Name of the results, a file of data/results/.")],
     device: Device = "auto",
@@ -177,7 +147,9 @@ def adb(
     size: Annotated[int, typer.Option(help="Number of adversarial prompts.")] = 5200,
     seed: Seed = 0,
 ) -> None:
-    """Write the Alignment Drift Benchmark of a laptop world, with its card.
+    """Write the Alignment Drift Benchmark, with its card.
+
+    It asks about the world of the laptop profile.
 
     \b
     Examples:
@@ -194,7 +166,7 @@ def adb(
 def claims(
     write: Annotated[bool, typer.Option("--write", help="Write book/claims.md first.")] = False,
 ) -> None:
-    """Count the paper's claims by status, and check the page about them.
+    """Count the paper's claims by status, and check their page.
 
     \b
     Examples:
@@ -211,45 +183,64 @@ def claims(
 
 
 @app.command()
-def info() -> None:
+def info(as_json: Json = False) -> None:
     """Show versions, device, cache folder and profiles.
 
+    With --json, the keys are tracealign, libraries, device, cache (path, bytes) and profiles.
+
     \b
-    Example:
+    Examples:
       tracealign info
+      tracealign info --json
     """
     from tracealign_lib.lm import resolve_device
     from tracealign_lib.profiles import PROFILES
     from tracealign_lib.stages import cache_root, cache_size, library_versions
 
-    print(f"tracealign {__version__}")
-    for library, version in library_versions().items():
+    libraries, device, size = library_versions(), resolve_device("auto"), cache_size()
+    profiles: dict[str, dict[str, Any]] = {
+        name: {"unsafe": p.world.unsafe, "layers": p.model.layers, "hidden": p.model.hidden, "seeds": p.seeds}
+        for name, p in PROFILES.items()
+    }
+    if as_json:
+        cached = {"path": str(cache_root()), "bytes": size}
+        found = {"libraries": libraries, "device": device, "cache": cached, "profiles": profiles}
+        _print_json("info", {"tracealign": __version__, **found})
+        return
+    for library, version in {"tracealign": __version__, **libraries}.items():
         print(f"{library} {version}")
-    print(f"device: {resolve_device('auto')}")
-    print(f"cache: {cache_root()} ({_megabytes(cache_size())})")
+    print(f"device: {device}")
+    print(f"cache: {cache_root()} ({_megabytes(size)})")
     print("profiles:")
-    for profile in PROFILES.values():
-        seeds = ", ".join(map(str, profile.seeds))
-        model = f"model {profile.model.layers} layers of {profile.model.hidden}"
-        print(f"  {profile.name}: {profile.world.unsafe} unsafe items, {model}, seeds {seeds}")
+    for name, profile in profiles.items():
+        seeds = ", ".join(map(str, profile["seeds"]))
+        model = f"model {profile['layers']} layers of {profile['hidden']}"
+        print(f"  {name}: {profile['unsafe']} unsafe items, {model}, seeds {seeds}")
 
 
 @cache.command("list")
-def cache_list() -> None:
+def cache_list(as_json: Json = False) -> None:
     """List the stages in the cache.
 
+    With --json, the keys are path, bytes, and stages: each with name, key, bytes and complete.
+
     \b
-    Example:
+    Examples:
       tracealign cache list
+      tracealign cache list --json
     """
     from tracealign_lib.stages import cache_root, list_stages
 
     entries = list_stages()
+    size = sum(entry.size for entry in entries)
+    if as_json:
+        stages = [{"name": e.name, "key": e.key, "bytes": e.size, "complete": e.complete} for e in entries]
+        _print_json("cache", {"path": str(cache_root()), "bytes": size, "stages": stages})
+        return
     for entry in entries:
         state = "complete" if entry.complete else "unfinished"
         print(f"{entry.name:<24} {entry.key}  {_megabytes(entry.size):>12}  {state}")
-    total = _megabytes(sum(entry.size for entry in entries))
-    print(f"{_stages(len(entries))}, {total}, in {cache_root()}")
+    print(f"{_stages(len(entries))}, {_megabytes(size)}, in {cache_root()}")
 
 
 @cache.command("clear")
@@ -280,6 +271,10 @@ def cache_path() -> None:
     from tracealign_lib.stages import cache_root
 
     print(cache_root())
+
+
+def _print_json(kind: str, found: Mapping[str, Any]) -> None:
+    print(json.dumps({"format": f"tracealign.{kind}", "version": 1, **found}))
 
 
 def _stages(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tracealign_lib.cli_input import Json
-from tracealign_lib.corpora import Columns, HubPart, read_corpus
+from tracealign_lib.cli_input import Json, check_source, refuse_useless
+from tracealign_lib.cli_status import interrupted
+from tracealign_lib.corpora import HUB, Columns, HubPart, read_corpus
 from tracealign_lib.documents import Document
-from tracealign_lib.errors import CorpusError, IndexFormatError, ModelError, ParameterError
+from tracealign_lib.errors import CorpusError, IndexFormatError, ModelError, ParameterError, TraceAlignError
 
 if TYPE_CHECKING:
     from tracealign_lib.sharded import AnyIndex
@@ -80,6 +81,7 @@ Replace = Annotated[
 
 @app.command()
 def build(
+    context: typer.Context,
     paths: Paths,
     out: Out,
     tokenizer: Tokenizer,
@@ -111,12 +113,14 @@ def build(
     """
     columns, part = Columns(text_field, id_field, tuple(meta or ())), HubPart(config, split)
     sources = {out: paths} | _collections(collection or [], out)
-    for target in sources:
-        _check_free(target, replace)
+    _check_options(context, sources, replace)
     skipped = _Skipped() if skip_bad else None
     corpora = {
-        target: islice(
-            read_corpus(named, columns=columns, patterns=glob or (), part=part, on_bad=skipped), limit
+        target: _some(
+            islice(
+                read_corpus(named, columns=columns, patterns=glob or (), part=part, on_bad=skipped), limit
+            ),
+            named,
         )
         for target, named in sources.items()
     }
@@ -145,7 +149,7 @@ def info(folders: Folders, as_json: Json = False) -> None:
 
 @app.command()
 def verify(folders: Folders) -> None:
-    """Read all of an index again, and find any change since it was built.
+    """Read all of an index, and find any change since it was built.
 
     Exit status: 0 every index is whole, 1 one is not, 2 error.
 
@@ -160,6 +164,8 @@ def verify(folders: Folders) -> None:
         try:
             open_index(folder, verify="full")
         except IndexFormatError as error:
+            if not folder.exists():  # a slip of the pen must not look like damage to a script
+                raise
             damaged += 1
             print(error, file=sys.stderr)
         else:
@@ -176,6 +182,7 @@ def load_tokenizer(name: str) -> Any:
     ModelError
         There is none, or it cannot be fetched.
     """
+    check_source(name)
     from transformers import AutoTokenizer
 
     try:
@@ -222,6 +229,27 @@ def _collections(assignments: list[str], out: Path) -> dict[Path, list[str]]:
     return found
 
 
+def _some(documents: Iterator[Document], paths: list[str]) -> Iterator[Document]:
+    """The documents; an error that names the paths if there are none."""
+    first = next(documents, None)
+    if first is None:
+        raise CorpusError(
+            "The corpus is empty.",
+            given=", ".join(paths),
+            expected="at least one document that can be read",
+            mend="check the files, and what --skip-bad left out",
+        )
+    yield first
+    yield from documents
+
+
+def _check_options(context: typer.Context, sources: Mapping[Path, list[str]], replace: bool) -> None:
+    if not any(path.startswith(HUB) for named in sources.values() for path in named):
+        refuse_useless(context, {"config", "split"}, f"{HUB}owner/name")
+    for target in sources:
+        _check_free(target, replace)
+
+
 def _check_free(target: Path, replace: bool) -> None:
     if target.exists() and not replace and not (target.is_dir() and not any(target.iterdir())):
         raise ParameterError(
@@ -244,9 +272,10 @@ def _build(documents: Iterator[Document], tokenizer: Any, target: Path, shard_mb
             progress(documents, description="Reading documents", unit=" documents"), tokenizer, target
         )
     except KeyboardInterrupt as error:
-        kept = "" if shard_mb is None else " The same command goes on behind the shards that are finished."
-        print(f"Interrupted: {target} is as it was before.{kept}", file=sys.stderr)
-        raise typer.Exit(130) from error
+        kept = "" if shard_mb is None else "; the same command goes on behind the shards that are finished"
+        raise interrupted(f"{target} is as it was before{kept}") from error
+    except TraceAlignError:  # among them a full disk, which is an OSError too
+        raise
     except OSError as error:
         raise ParameterError(
             "The index cannot be written.",

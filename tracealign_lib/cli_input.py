@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple, get_type_hints
 
 import typer
 
 from tracealign_lib.corpora import decode, json_lines, open_bytes, text_lines
-from tracealign_lib.errors import CorpusError, ParameterError
+from tracealign_lib.errors import CorpusError, ModelError, ParameterError
 
 STDIN = "-"
 
@@ -30,6 +32,73 @@ Field = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Html = Annotated[Path | None, typer.Option(help="Also write a page to this file.")]
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command in which each parameter that is a NamedTuple becomes one option for each of its fields."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        group = parameter.annotation
+        if hasattr(group, "_fields"):
+            groups[parameter.name] = group
+            hints = get_type_hints(group, include_extras=True)
+            own = [
+                inspect.Parameter(
+                    field,
+                    parameter.KEYWORD_ONLY,
+                    annotation=hints[field],
+                    default=group._field_defaults[field],
+                )
+                for field in group._fields
+            ]
+        else:
+            own = [parameter.replace(kind=parameter.KEYWORD_ONLY)]
+        parameters += own
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field: given.pop(field) for field in group._fields})
+        command(**given)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def options_given(context: typer.Context, names: Collection[str]) -> list[str]:
+    """Those options among the parameters `names` that the user wrote, as they are written."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+
+
+def refuse_useless(context: typer.Context, names: Collection[str], without: str) -> None:
+    """`ParameterError` if the user wrote one of the options `names`, which do nothing without `without`."""
+    if given := options_given(context, names):
+        raise ParameterError(
+            "An option would do nothing.",
+            given=f"{' and '.join(given)} without {without}",
+            expected=f"{without} beside it",
+            mend=f"add {without}, or leave {' and '.join(given)} out",
+        )
+
+
+def check_source(name: str) -> None:
+    """`ModelError` for what can only be a folder and is none: a hub would be asked for it in vain."""
+    path = Path(name)
+    is_path = name.startswith((".", "/")) or (path.parent != Path() and path.parent.is_dir())
+    if is_path and not path.is_dir():
+        raise ModelError(
+            "There is no such folder.",
+            given=name,
+            expected="a folder with a tokenizer or model, or an id of the hub",
+            mend="check the path; relative paths start at the current folder",
+        )
 
 
 class Given(NamedTuple):
@@ -86,12 +155,22 @@ def write_page(path: Path, page: str) -> None:
     try:
         write_atomically(path, page)
     except OSError as error:
-        raise ParameterError(
-            "The page cannot be written.",
-            given=f"{path}: {error.strerror}",
-            expected="a file in a folder in which you may write",
-            mend="choose another file with --html",
-        ) from error
+        raise _no_page(path, str(error.strerror)) from error
+
+
+def check_page(path: Path | None) -> None:
+    """`ParameterError` if a page cannot stand there: told before the work, which may take long."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise _no_page(path, "a folder" if path.is_dir() else f"there is no folder {path.parent}")
+
+
+def _no_page(path: Path, reason: str) -> ParameterError:
+    return ParameterError(
+        "The page cannot be written.",
+        given=f"{path}: {reason}",
+        expected="a file in a folder in which you may write",
+        mend="choose another file with --html",
+    )
 
 
 def _read_all() -> str:
@@ -109,8 +188,15 @@ def _read_stream(source: str, fields: tuple[str, ...] | None) -> Iterator[Given]
         for given in _texts(stream, where) if fields is None else _records(stream, where, fields):
             empty = False
             yield given
-    if empty:
+    if empty and source == STDIN:
         raise _nothing(f"{where} is empty")
+    if empty:
+        raise CorpusError(
+            "The file is empty.",
+            given=where,
+            expected="one text or record a line",
+            mend="check the path, and the command that should have written it",
+        )
 
 
 def _texts(stream: BinaryIO, where: str) -> Iterator[Given]:

@@ -21,7 +21,10 @@ from tracealign_lib.cli_input import (
     Lines,
     Records,
     Text,
+    check_page,
     read_texts,
+    refuse_useless,
+    with_options,
     write_page,
 )
 from tracealign_lib.corpora import format_of
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 SHOWN = 60
 """Characters of a text that stand beside its verdict."""
+ALPHA = 0.05
+"""Share of benign texts that a calibration lets be refused unless told otherwise."""
 FIELDS = ("text", "completion")
 """Fields of a record that hold a text unless told otherwise."""
 
@@ -48,7 +53,10 @@ Calibrate = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Benign texts, one a line or JSON Lines, that set the threshold."),
 ]
-Alpha = Annotated[float, typer.Option(help="With --calibrate: share of benign texts that may be refused.")]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="With --calibrate: share of benign texts that may be refused; 0.05 by default."),
+]
 Delta = Annotated[
     float | None,
     typer.Option(help="With --calibrate: how often a calibration may break that; else it holds on average."),
@@ -67,32 +75,27 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print no verdicts; the exi
 class Rule(NamedTuple):
     """The options that describe a shield."""
 
-    scorer: ScorerName
-    threshold: float | None
-    calibrate: Path | None
-    alpha: float
-    delta: float | None
-    min_length: int
-    max_count: int | None
-    rules: Path | None
-    other: Path | None
+    scorer: ScorerOption = "raw"
+    threshold: Threshold = None
+    calibrate: Calibrate = None
+    alpha: Alpha = None
+    delta: Delta = None
+    min_length: MinLength = 8
+    max_count: MaxCount = None
+    rules: Rules = None
+    other: Other = None
 
 
+@with_options
 def shield(
+    context: typer.Context,
+    *,
     index: Index,
     text: Text = None,
     lines: Lines = None,
     records: Records = None,
     field: Field = None,
-    scorer: ScorerOption = "raw",
-    threshold: Threshold = None,
-    calibrate: Calibrate = None,
-    alpha: Alpha = 0.05,
-    delta: Delta = None,
-    min_length: MinLength = 8,
-    max_count: MaxCount = None,
-    rules: Rules = None,
-    other: Other = None,
+    rule: Rule,
     as_json: Json = False,
     html: Html = None,
     quiet: Quiet = False,
@@ -109,7 +112,9 @@ def shield(
       tracealign shield --jsonl completions.jsonl --index my-index --scorer length --threshold 12 --json
       tracealign shield --index my-index --scorer conflict --rules policy-index --threshold 5 --quiet < a.txt
     """
-    rule = Rule(scorer, threshold, calibrate, alpha, delta, min_length, max_count, rules, other)
+    if records is None:
+        refuse_useless(context, {"field"}, "--jsonl")
+    check_page(html)
     given = read_texts(text, lines, records, FIELDS if field is None else (field,))
     try:
         checked = _check(make_shield(index, rule), given)
@@ -132,7 +137,8 @@ def make_shield(folder: Path, rule: Rule) -> TraceShield:
     Raises
     ------
     ParameterError
-        Neither a threshold nor texts to calibrate with are given, or both; or what `TraceShield` says.
+        Neither a threshold nor texts to calibrate with are given, or both; an option that would do nothing is
+        given; or what `TraceShield` says.
     """
     from tracealign_lib.sharded import open_index
     from tracealign_lib.shield import TraceShield
@@ -144,10 +150,31 @@ def make_shield(folder: Path, rule: Rule) -> TraceShield:
             expected="--threshold NUMBER, or --calibrate FILE with benign texts",
             mend="--threshold 20 is the paper's; --calibrate bounds the share of benign texts refused",
         )
+    _check_use(rule)
     index = open_index(folder)
     filters = {"min_length": rule.min_length, "max_count": rule.max_count}
     made = TraceShield(index, make_scorer(index, rule), rule.threshold or 0.0, **filters)  # type: ignore[arg-type]
-    return made if rule.calibrate is None else _calibrated(made, rule.calibrate, rule.alpha, rule.delta)
+    if rule.calibrate is None:
+        return made
+    return _calibrated(made, rule.calibrate, ALPHA if rule.alpha is None else rule.alpha, rule.delta)
+
+
+def _check_use(rule: Rule) -> None:
+    """An option that would do nothing may be a promise that is not kept."""
+    uses = {
+        "--alpha": (rule.alpha, "--calibrate", rule.calibrate is not None),
+        "--delta": (rule.delta, "--calibrate", rule.calibrate is not None),
+        "--rules": (rule.rules, "--scorer conflict", rule.scorer == "conflict"),
+        "--other": (rule.other, "--scorer ratio", rule.scorer == "ratio"),
+    }
+    for name, (value, user, used) in uses.items():
+        if value is not None and not used:
+            raise ParameterError(
+                "This option would do nothing.",
+                given=f"{name} without {user}",
+                expected=f"{name} together with {user}",
+                mend=f"add {user}, or leave {name} out",
+            )
 
 
 def make_scorer(index: AnyIndex, rule: Rule) -> Scorer:

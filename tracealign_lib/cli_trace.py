@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracealign_lib.cli_input import Field, Html, Json, Lines, Records, Text, read_texts, write_page
+from tracealign_lib.cli_input import (
+    Field,
+    Html,
+    Json,
+    Lines,
+    Records,
+    Text,
+    check_page,
+    options_given,
+    read_texts,
+    refuse_useless,
+    write_page,
+)
 from tracealign_lib.cli_shield import FIELDS, MaxCount, MinLength
+from tracealign_lib.errors import ParameterError
 
 if TYPE_CHECKING:
     from tracealign_lib.sharded import AnyIndex
 
 
 def trace(
+    context: typer.Context,
     text: Text = None,
     index: Annotated[
         Path | None, typer.Option(help="Folder of an index; by default the index of the book's world.")
@@ -46,6 +60,8 @@ def trace(
     from tracealign_lib import tracing
     from tracealign_lib.report import Traced, report
 
+    _check_options(context, index, records)
+    check_page(html)
     texts = read_texts(text, lines, records, FIELDS if field is None else (field,))
     opened = _open(index, profile, seed)
     shown: list[Traced] = []
@@ -60,6 +76,18 @@ def trace(
             shown.append(Traced(f"Text {given.number}", traced, prompt=given.prompt))
     if html is not None:
         write_page(html, report(shown, "Traced text" if len(shown) == 1 else "Traced texts"))
+
+
+def _check_options(context: typer.Context, index: Path | None, records: str | None) -> None:
+    if records is None:
+        refuse_useless(context, {"field"}, "--jsonl")
+    if index is not None and (named := options_given(context, {"profile", "seed"})):
+        raise ParameterError(
+            "There are two indexes.",
+            given=f"--index and {' and '.join(named)}",
+            expected="--index DIR, or --profile and --seed of the book's world",
+            mend="leave out one or the other",
+        )
 
 
 def _open(folder: Path | None, profile: str, seed: int) -> AnyIndex:

@@ -237,7 +237,9 @@ def _read_text(file: _File) -> Read:
     if len(raw) > LONGEST:
         return _too_long(str(file.path))
     text = decode(raw, str(file.path))
-    return text if isinstance(text, CorpusError) else Document(file.name, text, {"file": file.name})
+    if isinstance(text, CorpusError):
+        return text
+    return _storable(Document(file.name, text, {"file": file.name}), str(file.path))
 
 
 def json_lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, Any]]:

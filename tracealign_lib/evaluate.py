@@ -55,8 +55,10 @@ class Arm(NamedTuple):
 
     Attributes
     ----------
-    model, training:
-        How the model was aligned, and which defence it was trained with: together a key of `Parts.models`.
+    model:
+        How the model was aligned.
+    training:
+        Which defence it was trained with; with `model`, a key of `Parts.models`.
     decoding:
         A key of `METHODS`. A record that asks for the worst of several draws is always sampled, and asked of
         greedy arms only.

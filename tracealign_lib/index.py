@@ -79,8 +79,10 @@ class TraceIndex(Listed, Engine):
         The folder of the index.
     vocab_size:
         Ids run from 0 to `vocab_size - 1`.
-    n_tokens, n_documents:
+    n_tokens:
         Size of the corpus; separators are not counted.
+    n_documents:
+        How many documents it has.
     arrays:
         The memory-mapped `CorpusArrays`, for compiled code that searches by itself; read-only.
 
@@ -298,6 +300,26 @@ class TraceIndex(Listed, Engine):
         low, high = self._interval(check_ids(ids, self.vocab_size, "query"))
         return high - low
 
+    def counts(self, ids: ArrayLike, bounds: ArrayLike) -> Ids:
+        """How often each `ids[start:end]` of `bounds` (k, 2) occurs, shape (k,); see `count`.
+
+        Raises
+        ------
+        ParameterError
+            A part does not lie within the query.
+        """
+        query, parts = check_ids(ids, self.vocab_size, "query"), np.asarray(bounds, dtype=np.int64)
+        starts, ends = parts.reshape(-1, 2).T
+        if len(parts) and not (starts.min() >= 0 and (starts <= ends).all() and ends.max() <= len(query)):
+            raise ParameterError(
+                "A part does not lie within the query.",
+                given=f"a query of {len(query)} tokens, and parts from {starts.min()} to {ends.max()}",
+                expected="0 <= start <= end <= length",
+                mend="count tokens of this query",
+            )
+        intervals = self._intervals(query, np.stack([starts, ends], axis=1))
+        return np.asarray(intervals[:, 1] - intervals[:, 0])
+
     def spans(self, ids: ArrayLike, *, min_length: int = 1, max_count: int | None = None) -> list[Span]:
         """The maximal matching spans of a query, from left to right.
 
@@ -446,6 +468,11 @@ class TraceIndex(Listed, Engine):
     def _holders(self, query: Ids, length: int) -> list[tuple[int, Ids]]:
         return self.windows(query, length)
 
+    def _intervals(self, query: Ids, bounds: Ids) -> Ids:
+        found: Ids = _search.find_intervals(*self.arrays[:3], query, bounds)  # (k, 2)
+        index_format.check_ranks(found[:, 0], found[:, 1], self.path)
+        return found
+
     def _interval(self, query: Ids) -> tuple[int, int]:
         low, high = map(int, _search.find_interval(*self.arrays[:3], query, 0, len(query)))
         index_format.check_ranks(low, high, self.path)
@@ -464,9 +491,9 @@ class TraceIndex(Listed, Engine):
         query = check_ids(ids, self.vocab_size, "query")
         if len(query) < length:
             return []
-        intervals = _search.find_windows(*self.arrays[:3], query, length)  # (windows, 2)
+        starts = np.arange(len(query) - length + 1)
+        intervals = self._intervals(query, np.stack([starts, starts + length], axis=1))  # (windows, 2)
         low, high = intervals[:, 0], intervals[:, 1]
-        index_format.check_ranks(low, high, self.path)
         hits = np.flatnonzero(high > low)
         if len(hits) == 0:
             return []

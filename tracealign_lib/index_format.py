@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -493,7 +493,7 @@ def _map_bytes(folder: Path, name: str, advice: str | None = None) -> NDArray[np
     try:
         mapped = np.memmap(folder / name, dtype=np.uint8, mode="r")
         if advice is not None and hasattr(mmap, advice):  # not every system takes advice
-            mapped.base.madvise(getattr(mmap, advice))
+            cast(mmap.mmap, mapped.base).madvise(getattr(mmap, advice))
         return np.asarray(mapped)
     except (OSError, ValueError) as error:
         raise damaged(folder, f"{name} cannot be read: {error}") from error

@@ -63,8 +63,12 @@ class InfiniGramIndex(Listed, SuffixEngine):
     ----------
     path:
         The folder of the index.
-    n_tokens, n_documents, n_shards:
-        Size of the corpus, separators not counted, and into how many shards it is cut.
+    n_tokens:
+        Size of the corpus; separators are not counted.
+    n_documents:
+        How many documents it has.
+    n_shards:
+        Into how many shards it is cut.
     engine:
         infini-gram's own engine, for what it offers beyond these calls.
     """

@@ -166,7 +166,7 @@ class Client:
             given=f"{self.url}: {error}",
             expected="a connection to the internet, and a service that is up",
             mend="connect, or try again later. Queries that were answered before are answered from "
-            f"{self.cache}; TraceIndex and InfiniGramIndex need no connection",
+            f"the folder '{self.cache}'; TraceIndex and InfiniGramIndex need no connection",
         )
 
     def _unusable(self, problem: str) -> EngineError:
@@ -264,7 +264,7 @@ class InfiniGramAPI(SuffixEngine):
 
     @cached_property
     def n_tokens(self) -> int:  # type: ignore[override]  # asked for when it is needed
-        """Size of the corpus in tokens, with one separator a document: what the service counts."""
+        """What the service counts: the tokens of the corpus, with one separator a document."""
         return self.count([])
 
     @cached_property

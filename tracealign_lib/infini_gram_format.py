@@ -267,7 +267,7 @@ def load_module(module: str) -> ModuleType:
             "infini-gram is not installed.",
             given=f"{error} (Python {platform.python_version()}, {sys.platform} {platform.machine()})",
             expected="the package infini-gram; it exists for Python 3.11 to 3.13 on Linux x86-64 and macOS",
-            mend="pip install 'tracealign[scale]', or use TraceIndex, which needs nothing more",
+            mend="in the book's folder: pip install -e '.[scale]'; or use TraceIndex, which needs no more",
         ) from error
 
 

@@ -156,7 +156,8 @@ def _kronfluence() -> Any:
             "Influence functions need kronfluence.",
             given="no module kronfluence",
             expected="the extra `attribution`",
-            mend="pip install 'tracealign[attribution]', or use causal.GradientRanker(model, documents)",
+            mend="in the book's folder: pip install -e '.[attribution]'; "
+            "or use causal.GradientRanker(model, documents)",
         ) from error
     return kronfluence
 

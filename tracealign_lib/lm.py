@@ -6,7 +6,7 @@ fine-tuning (SFT) and direct preference optimisation (DPO, arXiv 2305.18290) wit
 has a model loads it with `LanguageModel.load("folder-or-hub-id")` and uses the same calls.
 
 Training is deterministic for a seed, writes checkpoints into `<folder>/scratch/`, and goes on from
-the last one after an interruption.
+the last one after an interruption. Several processes can share it; see `launch`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from tracealign_lib import launch
 from tracealign_lib.errors import CorpusError, ModelError, ParameterError
 from tracealign_lib.profiles import ModelSettings
 from tracealign_lib.progress import progress
@@ -143,8 +144,12 @@ class LanguageModel:
 
     Attributes
     ----------
-    model, tokenizer, device:
-        The Hugging Face model (in evaluation mode) and tokenizer, and "cpu" or "cuda".
+    model:
+        The Hugging Face model, in evaluation mode.
+    tokenizer:
+        Its tokenizer.
+    device:
+        "cpu" or "cuda".
     """
 
     def __init__(
@@ -168,10 +173,15 @@ class LanguageModel:
         """
         is_folder = Path(source).is_dir()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
-            model, found = AutoModelForCausalLM.from_pretrained(str(source), output_loading_info=True)
+            # unless it is told not to, transformers asks on standard input whether a model's own code may run
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                str(source), output_loading_info=True, trust_remote_code=False
+            )
             if found["missing_keys"]:  # transformers would draw them at random
                 raise ValueError(f"it lacks {', '.join(sorted(found['missing_keys'])[:3])}")
+            if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+                raise ValueError("its tokenizer names no token that ends or fills a text")
         except Exception as error:  # damaged files raise errors of the libraries that read them
             reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             raise ModelError(
@@ -402,7 +412,8 @@ def prefer(
             beta=settings.dpo_beta,
             loss_type=["sigmoid", "sft"],
             loss_weights=[1.0, settings.dpo_sft_weight],
-            precompute_ref_log_probs=True,
+            # trl keeps values of data in memory where only the process that wrote them can find them.
+            precompute_ref_log_probs=launch.processes() == 1,
             gradient_checkpointing=False,
             max_length=settings.context,
         )
@@ -428,16 +439,18 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def training_arguments(folder: Path, batch: int, rate: float, *, seed: int, device: str) -> dict[str, Any]:
     """What every training of the library gives to its trainer's configuration; `run_training` relies on it.
 
-    Checkpoints go into `<folder>/scratch`; `batch` is in rows, `rate` is AdamW's peak.
+    Checkpoints go into `<folder>/scratch`; `batch` is in rows, of all processes of a launch together; `rate`
+    is AdamW's peak.
     """
+    device = resolve_device(device)
     return {
         "output_dir": str(folder / "scratch"),
-        "per_device_train_batch_size": batch,
+        "per_device_train_batch_size": launch.share(batch, device),
         "learning_rate": rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 20,
         "seed": seed,
-        "use_cpu": resolve_device(device) == "cpu",
+        "use_cpu": device == "cpu",
         "bf16": False,
         "report_to": "none",
         "disable_tqdm": True,
@@ -446,6 +459,7 @@ def training_arguments(folder: Path, batch: int, rate: float, *, seed: int, devi
         "save_steps": 0.2,  # a fifth of the run is the most that a kill can cost
         "save_total_limit": 1,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
     }
 
 
@@ -454,8 +468,12 @@ def run_training(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: P
     # The trainer prints each log line where its bar is off; our own bar shows the loss.
     trainer.remove_callback(PrinterCallback)
     _calm_threads(trainer.model)
+    with trainer.accelerator.main_process_first():
+        checkpoint = last_whole_checkpoint(folder / "scratch")
     with quiet():
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "scratch"))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if not trainer.is_world_process_zero():
+        return
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     curve = [

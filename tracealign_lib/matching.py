@@ -369,7 +369,7 @@ def sentence_embeddings(source: str | Path, *, device: str = "auto") -> Embedder
             "Sentence embeddings need a package that is not installed.",
             given="no module sentence_transformers",
             expected="the extra `semantic`",
-            mend="pip install 'tracealign[semantic]', or use matching.hidden_states(model)",
+            mend="in the book's folder: pip install -e '.[semantic]'; or use matching.hidden_states(model)",
         ) from error
     try:
         model = SentenceTransformer(str(source), device=resolve_device(device))

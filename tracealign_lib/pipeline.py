@@ -173,9 +173,10 @@ class Pipeline:
         recipe = {**_recipe(self.profile.model, name), "seed": self.seed, "device": self.device}
         recipe |= self._corpus_settings
         if name == "base":
-            return Stage("base", recipe, self._pretrain, _MODEL_CODE, (self._tokenizer_stage,))
+            inputs = (self._tokenizer_stage,)
+            return Stage("base", recipe, self._pretrain, _MODEL_CODE, inputs, together=True)
         build, start = (self._finetune, "base") if name == "sft" else (self._prefer, "sft")
-        return Stage(name, recipe, build, _ALIGNMENT_CODE, (self._model_stage(start),))
+        return Stage(name, recipe, build, _ALIGNMENT_CODE, (self._model_stage(start),), together=True)
 
     def _pretrain(self, folder: Path) -> None:
         texts = [document.text for document in self.corpus]

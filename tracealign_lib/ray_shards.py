@@ -120,7 +120,7 @@ def _ray() -> ModuleType:
             "Ray is not installed.",
             given=str(error),
             expected="the package ray",
-            mend="pip install 'tracealign[scale]'",
+            mend="in the book's folder: pip install -e '.[scale]'",
         ) from error
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")

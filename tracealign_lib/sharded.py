@@ -58,8 +58,7 @@ class Shard:
 
     def counts(self, query: Ids, bounds: Ids) -> Ids:
         """How often each `query[start:end]` of `bounds` (k, 2) occurs, shape (k,)."""
-        found = (self.index.count(query[start:end]) for start, end in bounds.tolist())
-        return np.fromiter(found, dtype=np.int64)
+        return self.index.counts(query, bounds)
 
     def matches(self, query: Ids) -> Ids:
         """Length of the longest match that starts at each token, shape (n,)."""
@@ -127,10 +126,9 @@ class ShardedIndex(Engine):
     ----------
     path:
         The folder of the index.
-    vocab_size, n_tokens, n_documents, tokenizer_hash:
-        As for `TraceIndex`.
     n_shards:
-        How many shards it has.
+        How many shards it has; `vocab_size`, `n_tokens`, `n_documents` and `tokenizer_hash` are as for
+        `TraceIndex`.
     """
 
     def __init__(self, path: Path, manifest: Manifest, shards: Shards) -> None:

@@ -207,8 +207,8 @@ class Verdict(Decision):
         Token ids of the text.
     text:
         As it was given; None where ids were.
-    threshold, min_length, max_count:
-        What was asked for.
+    threshold:
+        What the shield was asked for, as are `min_length` and `max_count`.
     """
 
     spans: tuple[ScoredSpan, ...]

@@ -8,6 +8,9 @@ the result, so that a changed library never serves a stale model.
 A stage is built in `<name>-<key>.partial/` under an operating-system lock. A process that is
 killed leaves that folder for the next one, so a trainer can resume from the checkpoint that it
 keeps in its `scratch/`. The manifest is written last, and a rename makes the folder complete.
+
+Several processes of one launch (see `launch`) may ask for stages, too. What a trainer builds is built by
+all of them together; of anything else the first to come builds it, and the others wait for its lock.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.machinery import ModuleSpec
@@ -34,6 +37,7 @@ from typing import Any, NamedTuple
 import platformdirs
 from filelock import FileLock, Timeout
 
+from tracealign_lib import launch
 from tracealign_lib.errors import CacheError, ParameterError
 from tracealign_lib.files import seal, sync, write_atomically
 
@@ -70,6 +74,9 @@ class Stage:
         Modules, or their names, whose source code makes the result, the one of `build` included.
     inputs:
         Stages that `build` reads; they are built first.
+    together:
+        Whether all processes of a launch run `build`, as a trainer has to be run: in the same folder, where
+        the main one writes. All of them must then ask for the stage.
 
     Raises
     ------
@@ -82,6 +89,7 @@ class Stage:
     build: Callable[[Path], None]
     modules: tuple[ModuleType | str, ...]
     inputs: tuple[Stage, ...] = ()
+    together: bool = False
     _recipe: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +99,13 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 (hexadecimal) over the settings, sources, inputs and library versions."""
+        """SHA-256 (hexadecimal) over the settings, sources, inputs and library versions.
+
+        It says what was asked for: a chapter asks for a profile, a seed and a device, whoever trained the
+        model. How many processes shared the work is not in it. They take the same batches in the same order,
+        and what differs is how sums are rounded and how a batch's mean over tokens is taken; the manifest
+        tells how many there were.
+        """
         recipe = {
             "format": FORMAT_VERSION,
             "name": self.name,
@@ -110,20 +124,21 @@ class Stage:
         """The complete folder; built first when it is missing, inputs before it.
 
         Two processes that ask for the same missing stage build it once: the second waits, says so
-        on stderr after three seconds, and uses the result.
+        on stderr after three seconds, and uses the result. The processes of one launch build a stage that
+        is built `together` at the same time.
 
         Raises
         ------
         CacheError
             The folder is damaged, or the cache cannot be written.
         """
-        if self._folder.exists():
-            return _check_folder(self._folder, self)
-        for stage in self.inputs:
-            stage.path()
-        with _storage_errors(), _locked(self._folder):
-            if not self._folder.exists():
-                self._build_locked()
+        with nullcontext() if self.together else launch.alone():
+            if not launch.agreed(self._folder.exists()):
+                for stage in self.inputs:
+                    stage.path()
+                with _storage_errors(), _locked(self._folder) if launch.is_main() else nullcontext():
+                    if not launch.agreed(self._folder.exists()):
+                        self._build_locked()
         return _check_folder(self._folder, self)
 
     @property
@@ -132,10 +147,11 @@ class Stage:
 
     def _build_locked(self) -> None:
         partial = _with_suffix(self._folder, ".partial")
-        partial.mkdir(exist_ok=True)
-        # A process killed between the manifest and the rename leaves a manifest that proves nothing.
-        (partial / MANIFEST).unlink(missing_ok=True)
+        launch.once(lambda: _open(partial))
         self.build(partial)
+        launch.once(lambda: self._complete(partial))
+
+    def _complete(self, partial: Path) -> None:
         shutil.rmtree(partial / SCRATCH, ignore_errors=True)
         if (partial / MANIFEST).exists():
             raise CacheError(
@@ -352,6 +368,12 @@ def _concerns_root(error: OSError) -> bool:
     return isinstance(error, PermissionError) and (above or culprit.is_relative_to(root))
 
 
+def _open(partial: Path) -> None:
+    partial.mkdir(exist_ok=True)
+    # A process killed between the manifest and the rename leaves a manifest that proves nothing.
+    (partial / MANIFEST).unlink(missing_ok=True)
+
+
 def _write_manifest(folder: Path, stage: Stage) -> None:
     manifest = {
         "magic": _MAGIC,
@@ -361,6 +383,7 @@ def _write_manifest(folder: Path, stage: Stage) -> None:
         "settings": json.loads(stage._recipe),
         "inputs": {entry.name: entry.key for entry in stage.inputs},
         "versions": library_versions(),
+        "processes": launch.processes(),
         "files": [{"path": path, **entry} for path, entry in seal(folder).items()],
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))

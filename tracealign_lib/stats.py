@@ -27,9 +27,10 @@ class Interval(NamedTuple):
 
     Attributes
     ----------
-    estimate, low, high:
-        In the unit of what was measured. NaN where undefined: all three when nothing was measured
-        (`n` is 0), the bounds alone when there is no second cluster to estimate a spread from.
+    estimate:
+        With the bounds `low` and `high`, in the unit of what was measured. NaN where undefined: all three
+        when nothing was measured (`n` is 0), the bounds alone when there is no second cluster to estimate
+        a spread from.
     n:
         Number of values (trials, prompts) behind the estimate.
     """

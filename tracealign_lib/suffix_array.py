@@ -370,14 +370,13 @@ def find_maximal_spans(
 
 
 @compiled
-def find_windows(
-    tokens: NDArray[Any], suffixes: NDArray[Any], keys: NDArray[np.uint64], query: Ids, length: int
+def find_intervals(
+    tokens: NDArray[Any], suffixes: NDArray[Any], keys: NDArray[np.uint64], query: Ids, bounds: Ids
 ) -> Ids:
-    """Ranks `[low, high)` of each window of `length <= n` query tokens, shape (n - length + 1, 2)."""
-    intervals = np.empty((len(query) - length + 1, 2), dtype=np.int64)
-    for start in range(len(intervals)):
-        low, high = find_interval(tokens, suffixes, keys, query, start, start + length)
-        intervals[start, 0], intervals[start, 1] = low, high
+    """Ranks `[low, high)` of each `query[start:end]` of `bounds` (k, 2), shape (k, 2)."""
+    intervals = np.empty((len(bounds), 2), dtype=np.int64)
+    for k in range(len(bounds)):
+        intervals[k] = find_interval(tokens, suffixes, keys, query, bounds[k, 0], bounds[k, 1])
     return intervals
 
 

@@ -107,12 +107,11 @@ def find_maximal_spans(
     return np.stack([starts[kept], ends[kept], ranks[:, 1] - ranks[:, 0]], axis=1)
 
 
-def find_windows(
-    tokens: NDArray[Any], suffixes: NDArray[Any], keys: NDArray[np.uint64], query: Ids, length: int
+def find_intervals(
+    tokens: NDArray[Any], suffixes: NDArray[Any], keys: NDArray[np.uint64], query: Ids, bounds: Ids
 ) -> Ids:
-    """Ranks `[low, high)` of each window of `length <= n` query tokens, shape (n - length + 1, 2)."""
-    starts = np.arange(len(query) - length + 1)
-    return _intervals((tokens, suffixes, keys), query, starts, starts + length)
+    """Ranks `[low, high)` of each `query[start:end]` of `bounds` (k, 2), shape (k, 2)."""
+    return _intervals((tokens, suffixes, keys), query, bounds[:, 0], bounds[:, 1])
 
 
 def find_longest_suffix(

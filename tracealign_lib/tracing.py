@@ -28,7 +28,7 @@ LOCATED = 100
 CONTEXT = 160
 """Characters of a document kept on each side of a match."""
 LONGEST_TEXT = 200_000
-"""Characters of a text that is traced at once: a copy of n tokens takes n^2 / 2 comparisons."""
+"""Characters of a text that is traced at once: without numba, a copy of n tokens takes `n^2 / 2` steps."""
 PASSAGES = 3
 """Passages kept for one source, the highest-scored first."""
 
@@ -151,8 +151,10 @@ class Trace:
         Documents, best first.
     n_tokens:
         Length of the text in tokens.
-    min_length, max_count:
-        What was asked for: the shortest span in tokens, and the largest count kept (`None`: all).
+    min_length:
+        The shortest span that was asked for, in tokens.
+    max_count:
+        The largest count that was kept; None: all.
     """
 
     text: str

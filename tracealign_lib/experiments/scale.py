@@ -25,7 +25,7 @@ from tracealign_lib.sharded import Here, Promise, ShardedIndex, open_index
 
 T = TypeVar("T")
 
-SIZES = (10**6, 10**7, 10**8, 10**9, 10**10, 10**11, 10**12)
+SIZES = (10**6, 10**7, 10**8, 10**9, 3 * 10**9, 10**10, 10**11, 10**12)
 
 # --- builds ---------------------------------------------------------------------------------------
 
@@ -86,8 +86,8 @@ def _sizing_row(tokens: int, how: str, like: Build, shards: int, peak: float, cp
         "index on disk": magnitude(like.disk / like.tokens * tokens, "B"),
         "shards": f"{shards:,}",
         "memory to build": magnitude(peak, "B"),
-        "one core": duration(cpu),
-        "100 cores": duration(cpu / min(100, shards)),
+        "CPU time": duration(cpu),
+        "on 100 cores": duration(cpu / min(100, shards)) if how == "computed" else "",
     }
 
 

@@ -62,7 +62,13 @@ def test_only_source_files_count_and_the_example_is_named(tmp_path: Path) -> Non
     found = copies.find_copies(index, packages, kinds)
     [row] = found.pairs.itertuples(index=False)
     assert tuple(row) == ("a", "b", 31, "a/mill.py", "b/_vendor/mill.py", copies.VENDOR)
-    assert copies.explained_rate(found, copies.VENDOR).estimate == 1.0
+    share, low, high, n = copies.explained_rate(found, copies.VENDOR)
+    assert (share, n) == (1.0, 1)
+    assert np.isnan([low, high]).all()  # all pairs were looked at: no interval
+    assert copies.explained_rate(found, copies.SAME_NAME).estimate == 0.0
+    [shown] = copies.pairs_table(found).itertuples(index=False)
+    assert "package" not in shown._fields
+    assert shown.file.replace("\N{ZERO WIDTH SPACE}", "") == "a/mill.py"
 
 
 def test_what_many_packages_hold_is_common_property(tmp_path: Path) -> None:
@@ -89,7 +95,23 @@ def test_neighbours_do_not_cross_a_document() -> None:
         ("a/queues.py", "b/queues.py", copies.SAME_NAME),
         ("a/vendors.py", "b/x.py", copies.UNEXPLAINED),
         ("a/internals/x.py", "b/y.py", copies.UNEXPLAINED),
+        ("pip/_internal/x.py", "b/y.py", copies.UNEXPLAINED),
     ],
 )
 def test_what_paths_explain(file: str, other: str, explanation: str) -> None:
     assert copies.explain(file, other) == explanation
+
+
+def test_chance_explains_what_all_pairs_of_files_show() -> None:
+    names = ["a/x.py", "a/sub/x.py", "a/_vendor/y.py", "b/x.py", "b/y.py", "c/_vendor/x.py", "c/x.txt"]
+    packages = {name: name[0] for name in names}
+    kinds = {name: SOURCE if name.endswith(".py") else DATA for name in names}
+    pairs = [
+        copies.explain(one, two)
+        for one, two in combinations([name for name in names if kinds[name] == SOURCE], 2)
+        if packages[one] != packages[two]
+    ]
+    by_chance = copies.explained_by_chance(packages, kinds)
+    expected = {how: pairs.count(how) / len(pairs) for how in (copies.VENDOR, copies.SAME_NAME)}
+    assert by_chance == pytest.approx(expected)
+    assert 0 < by_chance[copies.SAME_NAME] < by_chance[copies.VENDOR] < 1

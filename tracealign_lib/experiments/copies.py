@@ -7,6 +7,7 @@ lie in two packages is a passage that both hold. No text has to be asked for.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from itertools import combinations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from tracealign_lib.index import TraceIndex
 from tracealign_lib.installation import SOURCE
-from tracealign_lib.stats import Interval, wilson
+from tracealign_lib.stats import Interval
 from tracealign_lib.suffix_array import Ids
 
 LENGTH = 50
@@ -30,9 +31,7 @@ SHOWN = 20
 """Pairs of packages that are looked at, those that share most."""
 
 VENDOR, SAME_NAME, UNEXPLAINED = "vendor folder", "same file name", "not by its path"
-_VENDOR = re.compile(
-    r"(?:^|[/_.])(?:vendor(?:ed)?|extern(?:als?)?|third_?party|bundled|_internal)(?:[/_.]|$)"
-)
+_VENDOR = re.compile(r"(?:^|[/_.])(?:vendor(?:ed)?|extern(?:als?)?|third_?party|bundled)(?:[/_.]|$)")
 
 
 class Copies(NamedTuple):
@@ -152,16 +151,52 @@ def _example(index: TraceIndex, members: _Members, package: int, other: int) -> 
 
 def explain(file: str, other: str) -> str:
     """What the paths of two files say of their likeness."""
-    if any(_VENDOR.search(str(PurePosixPath(name).parent)) for name in (file, other)):
+    if _vendored(file) or _vendored(other):
         return VENDOR
     same = PurePosixPath(file).name == PurePosixPath(other).name
     return SAME_NAME if same else UNEXPLAINED
 
 
+def _vendored(file: str) -> bool:
+    return _VENDOR.search(str(PurePosixPath(file).parent)) is not None
+
+
 def explained_rate(copies: Copies, *explanations: str) -> Interval:
-    """Share of the pairs that were looked at which have one of these explanations."""
+    """Share of the pairs that were looked at which have one of these explanations.
+
+    These pairs are all there are, not a sample of others: the share has no interval.
+    """
     looked_at = copies.pairs["explained"].dropna()
-    return wilson(int(looked_at.isin(explanations).sum()), len(looked_at))
+    share = float(looked_at.isin(explanations).mean()) if len(looked_at) else math.nan
+    return Interval(share, math.nan, math.nan, len(looked_at))
+
+
+def explained_by_chance(packages: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, float]:
+    """How often `explain` would explain two source files of two packages that were drawn at random.
+
+    Counted over all such pairs of files, one share for each explanation.
+    """
+    names = [name for name in packages if kinds[name] == SOURCE]
+    files = pd.DataFrame({"package": [packages[name] for name in names], "file": names})
+    everything = _across(files)
+    own = files[~files["file"].map(_vendored)]
+    alike = sum(
+        _across(same) for _, same in own.groupby(own["file"].map(lambda name: PurePosixPath(name).name))
+    )
+    return {VENDOR: 1 - _across(own) / everything, SAME_NAME: alike / everything}
+
+
+def _across(files: pd.DataFrame) -> int:
+    """Pairs of these files that lie in two packages."""
+    sizes = files["package"].value_counts().to_numpy()
+    return int(sizes.sum() ** 2 - (sizes**2).sum()) // 2
+
+
+def pairs_table(copies: Copies, rows: int = 12) -> pd.DataFrame:
+    """The first pairs by their files, whose paths begin with the packages and may break after a slash."""
+    table = copies.pairs.head(rows)[["passages", "explained", "file", "other file"]]
+    paths = {column: table[column].str.replace("/", "/\N{ZERO WIDTH SPACE}") for column in table.columns[2:]}
+    return table.assign(**paths)
 
 
 def shared_text(index: TraceIndex, file: str, other: str, *, longest: int = 120) -> str:

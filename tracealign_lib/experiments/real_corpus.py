@@ -7,6 +7,7 @@ not be traced to it.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
@@ -22,14 +23,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from tracealign_lib import adb
 from tracealign_lib.attribution import Bm25Ranker, CoverRanker, MaximalSpanRanker, Ranker
 from tracealign_lib.build_cost import Build, measure_build
 from tracealign_lib.documents import Document
-from tracealign_lib.engine import Engine
 from tracealign_lib.experiments import copies as copying
-from tracealign_lib.experiments.common import PAPER_MAX_COUNT, Headlines, Prediction, verdict
-from tracealign_lib.experiments.copies import Copies, explained_rate, find_copies
+from tracealign_lib.experiments.common import PAPER_MAX_COUNT, Headlines, Prediction, short, verdict
+from tracealign_lib.experiments.copies import Copies, explained_by_chance, explained_rate, find_copies
+from tracealign_lib.experiments.foreign import (
+    MIN_LENGTH,
+    another_world,
+    foreign_frame,
+    foreign_table,
+    traced_rate,
+)
 from tracealign_lib.index import TraceIndex
 from tracealign_lib.installation import (
     BUILD_COST,
@@ -38,13 +44,12 @@ from tracealign_lib.installation import (
     load_tokenizer,
     tokenizer_stage,
 )
-from tracealign_lib.lm import LanguageModel
 from tracealign_lib.pipeline import Pipeline
 from tracealign_lib.profiles import get_profile
 from tracealign_lib.progress import progress
 from tracealign_lib.results import write_results
 from tracealign_lib.stages import Stage
-from tracealign_lib.stats import Interval, wilson
+from tracealign_lib.stats import Interval, Paired, clustered_bootstrap, clustered_rate, mcnemar
 
 
 class Size(NamedTuple):
@@ -66,11 +71,13 @@ SIZES = {
 PASSAGE = 60  # tokens
 PART, SHARDS = 6, 5
 """Which part of the corpus is built twice, and into how many shards it is cut, about."""
-MIN_LENGTH = 8  # tokens of a match, as everywhere in the book
 WHOLE, EDITED = "word for word", "one word in ten replaced"
 SHUFFLED, SCRAMBLED = "words shuffled", "tokens shuffled"
 VARIANTS = (WHOLE, EDITED, SHUFFLED, SCRAMBLED)
 COVER, PAPER_FILTER, BM25 = "cover", "spans, count <= 3 (paper)", "BM25 on a sample"
+
+LONG_WORD = f"words shuffled, some word of {MIN_LENGTH} tokens"
+NO_LONG_WORD = "words shuffled, no such word"
 
 _WORD = re.compile(r"\S+")
 _Tried = tuple[int, str, str]  # number of a passage, variant, text
@@ -190,10 +197,36 @@ def passage_frame(corpus: RealCorpus, seed: int, passages: Sequence[Passage] | N
     Returns
     -------
     DataFrame
-        One row per method, variant and passage: `seed`, `method`, `variant`, `origin`, `found` (the first
-        source holds the whole passage as it was, so it is the origin or has an exact copy) and `answered`.
+        One row per method, variant and passage: `seed`, `method`, `variant`, `origin` and its `package`,
+        `long_word` (some word of the passage has `MIN_LENGTH` tokens by itself), `found` (the first source
+        holds the whole passage as it was, so it is the origin or has an exact copy), `answered`, and `shared`
+        (a second document scores as much as the first).
     """
     passages = passages or draw_passages(corpus, seed)
+    tried = _variants(corpus, seed, passages)
+    long_words = [_has_long_word(corpus.index, passage.text) for passage in passages]
+    rows = []
+    for method, ranker in _rankers(corpus, seed, passages).items():
+        for number, variant, text in progress(tried, description=f"Tracing, {method}", unit="text"):
+            origin, whole = passages[number]
+            best = ranker.rank(text)[:2]
+            rows.append(
+                {
+                    "seed": seed,
+                    "method": method,
+                    "variant": variant,
+                    "origin": origin,
+                    "package": corpus.package[origin],
+                    "long_word": long_words[number],
+                    "found": bool(best) and whole in corpus.index.document(best[0][0]).text,
+                    "answered": bool(best),
+                    "shared": len(best) == 2 and math.isclose(best[0][1], best[1][1]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _variants(corpus: RealCorpus, seed: int, passages: Sequence[Passage]) -> list[_Tried]:
     rng = Random(f"{seed}/variants")
     pool = [word for passage in passages for word in _WORD.findall(passage.text)]
     tried: list[_Tried] = []
@@ -202,13 +235,11 @@ def passage_frame(corpus: RealCorpus, seed: int, passages: Sequence[Passage] | N
         tried.append((number, EDITED, replace_words(passage.text, pool, rng)))
         tried.append((number, SHUFFLED, shuffle_words(passage.text, rng)))
         tried.append((number, SCRAMBLED, shuffle_tokens(passage.text, corpus.tokenizer, rng)))
-    rows = []
-    for method, ranker in _rankers(corpus, seed, passages).items():
-        for number, variant, text in progress(tried, description=f"Tracing, {method}", unit="text"):
-            first = next(iter(ranker.rank(text)), None)
-            found = first is not None and passages[number].text in corpus.index.document(first[0]).text
-            rows.append((seed, method, variant, passages[number].origin, found, first is not None))
-    return pd.DataFrame(rows, columns=["seed", "method", "variant", "origin", "found", "answered"])
+    return tried
+
+
+def _has_long_word(index: TraceIndex, text: str) -> bool:
+    return any(len(index.encode(f" {word}")) >= MIN_LENGTH for word in _WORD.findall(text))
 
 
 def _rankers(corpus: RealCorpus, seed: int, passages: Sequence[Passage]) -> dict[str, Ranker]:
@@ -232,18 +263,58 @@ def rival_documents(corpus: RealCorpus, seed: int, passages: Sequence[Passage]) 
 
 
 def found_rate(frame: pd.DataFrame, method: str, variant: str) -> Interval:
-    """Share of passages whose first source holds them, with a Wilson interval."""
-    chosen = frame[(frame["method"] == method) & (frame["variant"] == variant)]
-    return wilson(int(chosen["found"].sum()), len(chosen))
+    """Share of passages whose first source holds them; the interval draws packages as wholes."""
+    return _by_package(_rows(frame, method, variant), "found")
+
+
+def _rows(frame: pd.DataFrame, method: str, variant: str) -> pd.DataFrame:
+    return frame[(frame["method"] == method) & (frame["variant"] == variant)]
+
+
+def _by_package(rows: pd.DataFrame, column: str) -> Interval:
+    """Share of the rows in which a column is true; passages of one package resemble each other."""
+    return clustered_rate(rows[column].to_numpy(dtype=float), list(rows["package"]))
 
 
 def passage_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """`found_rate` as text, one row per method, one column per variant."""
-    rows = [
-        {"method": method, **{variant: str(found_rate(frame, method, variant)) for variant in VARIANTS}}
-        for method in frame["method"].unique()
-    ]
+    """What each method found of each variant, how often it answered at all, and how often two were first."""
+    rows = []
+    for (method, variant), group in frame.groupby(["method", "variant"], sort=False):
+        right = group.loc[group["answered"], "found"].mean()
+        rows.append(
+            {
+                "method": method,
+                "passage": variant,
+                "found": short(_by_package(group, "found")),
+                "answered": f"{group['answered'].mean():.2f}",
+                "right if answered": "" if math.isnan(right) else f"{right:.2f}",
+                "first place shared": f"{group['shared'].mean():.2f}",
+            }
+        )
     return pd.DataFrame(rows)
+
+
+def misses(frame: pd.DataFrame) -> pd.DataFrame:
+    """The passages that the cover ranking does not find word for word."""
+    rows = _rows(frame, COVER, WHOLE)
+    return rows[~rows["found"].astype(bool)]
+
+
+def beside_bm25(frame: pd.DataFrame, variant: str = WHOLE) -> tuple[Interval, Paired]:
+    """How many more of the same passages the cover ranking finds than BM25, as a share, and a test of that.
+
+    In the test (McNemar's) each package has one vote, for the method that finds more of its passages.
+    """
+    cover, bm25 = (_rows(frame, method, variant)["found"].to_numpy(dtype=float) for method in (COVER, BM25))
+    packages = list(_rows(frame, COVER, variant)["package"])
+    return clustered_bootstrap(cover - bm25, packages), mcnemar(cover, bm25, packages)
+
+
+def long_word_rates(frame: pd.DataFrame) -> Headlines:
+    """What the cover ranking finds of shuffled words, with a word of `MIN_LENGTH` tokens and without."""
+    rows = _rows(frame, COVER, SHUFFLED)
+    groups = {LONG_WORD: rows[rows["long_word"]], NO_LONG_WORD: rows[~rows["long_word"]]}
+    return {name: _by_package(group, "found") for name, group in groups.items() if len(group)}
 
 
 def _rate(method: str, variant: str) -> Any:
@@ -285,6 +356,17 @@ PREDICTIONS = (
     ),
     Prediction("BM25 does not see the order", f"{BM25}, {SHUFFLED}", 0.4, 0.95, _rate(BM25, SHUFFLED)),
 )
+
+TOLERANCES = {
+    f"{COVER}, {WHOLE}": 0.03,
+    f"{COVER}, {EDITED}": 0.05,
+    f"{COVER}, {SHUFFLED}": 0.1,
+    f"{COVER}, {SCRAMBLED}": 0.03,
+    f"{PAPER_FILTER}, {WHOLE}": 0.05,
+    f"{BM25}, {WHOLE}": 0.05,
+    f"{BM25}, {SHUFFLED}": 0.05,
+}
+"""How far a smaller part of an installation may lie from the published shares."""
 
 
 # --- licence sentences ---------------------------------------------------------------------------
@@ -346,77 +428,61 @@ def _in_any_layout(corpus: RealCorpus) -> dict[str, int]:
     return {name: len(packages) for name, packages in holders.items()}
 
 
-def licence_table(licences: Sequence[Licence]) -> pd.DataFrame:
-    """`count_licences` as a table, with what the paper's filter keeps."""
-    table = pd.DataFrame(licences)
-    table["nats a token"] = table["surprisal"] / table["tokens"]
-    table["kept by M <= 3"] = np.where(
-        table["occurrences"] == 0, "absent", np.where(table["occurrences"] <= PAPER_MAX_COUNT, "yes", "no")
-    )
-    names = {"any_layout": "packages, any layout", "surprisal": "BCI (nats)"}
-    return table.rename(columns=names)
-
-
-def windows_below(corpus: RealCorpus, licences: Sequence[Licence], seed: int, n: int = 500) -> Interval:
-    """Share of random windows that have less surprisal a token than the average licence sentence has."""
+def draw_windows(corpus: RealCorpus, licences: Sequence[Licence], seed: int, n: int = 500) -> pd.DataFrame:
+    """Random windows as long as the average sentence that occurs: `nats` a token, and `package`."""
     index, rng = corpus.index, Random(f"{seed}/windows")
-    present = [licence for licence in licences if licence.occurrences]
-    bar = float(np.mean([licence.surprisal / licence.tokens for licence in present]))
-    length = round(float(np.mean([licence.tokens for licence in present])))
-    below = drawn = 0
-    while drawn < n:
-        ids = index.document_tokens(rng.choice(index.document_ids))
+    length = round(float(np.mean([licence.tokens for licence in licences if licence.occurrences])))
+    rows: list[tuple[float, str]] = []
+    while len(rows) < n:
+        name = rng.choice(index.document_ids)
+        ids = index.document_tokens(name)
         if len(ids) >= length:
             start = rng.randrange(len(ids) - length + 1)
-            below += bool(index.surprisal[ids[start : start + length]].mean() < bar)
-            drawn += 1
-    return wilson(below, n)
+            nats = float(index.surprisal[ids[start : start + length]].mean())
+            rows.append((nats, corpus.package[name]))
+    return pd.DataFrame(rows, columns=["nats", "package"])
 
 
-# --- a model of another origin -------------------------------------------------------------------
+def windows_below(windows: pd.DataFrame, licences: Sequence[Licence]) -> Interval:
+    """Share of windows that have less surprisal a token than these sentences have on average."""
+    bar = np.mean([licence.surprisal / licence.tokens for licence in licences if licence.occurrences])
+    return _by_package(windows.assign(below=windows["nats"] < bar), "below")
 
 
-def foreign_frame(
-    pipeline: Pipeline, corpus: RealCorpus, *, prompts: int = 40, model: str = "dpo"
-) -> pd.DataFrame:
-    """Completions of the book's model, loaded by its folder, traced to its own corpus and to this one.
-
-    Returns
-    -------
-    DataFrame
-        One row per completion: `prompt`, `completion`, and the longest match (tokens) in `own` and `python`.
-    """
-    how_to = [prompt for prompt in adb.benign_prompts(pipeline.world) if prompt.group == "how_to"]
-    asked = list({prompt.item: prompt for prompt in how_to}.values())[:prompts]  # one for each item
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline.model(model).save(Path(folder))
-        loaded = LanguageModel.load(folder, device=pipeline.device)
-    outcomes = adb.ask(loaded, pipeline.world, asked, seed=pipeline.seed)
-    texts, completions = [o.prompt.request for o in outcomes], [o.completion for o in outcomes]
-    own = [longest_match(pipeline.index, text) for text in completions]
-    python = [longest_match(corpus.index, text) for text in completions]
-    return pd.DataFrame({"prompt": texts, "completion": completions, "own": own, "python": python})
-
-
-def longest_match(index: Engine, text: str) -> int:
-    """Tokens of the longest piece of `text` that the corpus holds."""
-    return max((end - start for start, end, _ in index.spans(index.encode(text))), default=0)
-
-
-def traced_rate(frame: pd.DataFrame, corpus: str) -> Interval:
-    """Share of completions with a match of `MIN_LENGTH` tokens or more in a corpus ("own" or "python")."""
-    return wilson(int((frame[corpus] >= MIN_LENGTH).sum()), len(frame))
+def licence_table(licences: Sequence[Licence], windows: pd.DataFrame) -> pd.DataFrame:
+    """`count_licences` as a table, with the windows below each sentence and what the paper's filter keeps."""
+    rows = [
+        {
+            "sentence": licence.sentence,
+            "n": licence.occurrences,
+            "docs": licence.documents,
+            "packages": licence.packages,
+            "any layout": licence.any_layout,
+            "nats": f"{licence.surprisal:.0f}",
+            "a token": licence.surprisal / licence.tokens,
+            "windows below": short(windows_below(windows, [licence])) if licence.occurrences else "",
+            "kept": ("yes" if licence.occurrences <= PAPER_MAX_COUNT else "no")
+            if licence.occurrences
+            else "",
+        }
+        for licence in licences
+    ]
+    return pd.DataFrame(rows)
 
 
 # --- predictions and publishing ------------------------------------------------------------------
 
+GAIN = f"{COVER} minus {BM25}, {WHOLE}"
+VOTES = f"packages in which {COVER} or {BM25} finds more"
 VENDOR_RATE = "pairs explained by a vendor folder"
 NAMED_RATE = "pairs explained by a vendor folder or the same file name"
 BELOW = "random windows with less surprisal a token than licences"
 OWN, PYTHON = "completions traced to their own corpus", "completions traced to the Python corpus"
+ANOTHER = "completions traced to the world of another seed"
 OTHER_PREDICTIONS = {VENDOR_RATE: (0.5, 1.0), NAMED_RATE: (0.8, 1.0), BELOW: (0.5, 1.0)} | {
     OWN: (0.8, 1.0),
     PYTHON: (0.0, 0.2),
+    ANOTHER: (0.0, 0.5),
 }
 PREDICTED = {p.quantity: (p.low, p.high) for p in PREDICTIONS} | OTHER_PREDICTIONS
 """Headline -> lowest and highest value that was predicted."""
@@ -439,6 +505,7 @@ def other_headlines(below: Interval, copies: Copies, foreign: pd.DataFrame) -> H
         BELOW: below,
         OWN: traced_rate(foreign, "own"),
         PYTHON: traced_rate(foreign, "python"),
+        ANOTHER: traced_rate(foreign, "another"),
     }
 
 
@@ -455,17 +522,34 @@ def verdicts(measured: Mapping[str, Any]) -> pd.DataFrame:
 def measure(corpus: RealCorpus, pipelines: Sequence[Pipeline]) -> dict[str, Any]:
     """What chapter 11 publishes of a corpus; each seed draws its own passages and has its own model."""
     frames = {pipeline.seed: passage_frame(corpus, pipeline.seed) for pipeline in pipelines}
-    foreign = pd.concat([foreign_frame(pipeline, corpus) for pipeline in pipelines])
+    frame = pd.concat(frames.values())
+    foreign = pd.concat(
+        [foreign_frame(pipeline, another_world(pipeline), corpus.index) for pipeline in pipelines]
+    )
     licences = count_licences(corpus)
+    windows = draw_windows(corpus, licences, pipelines[0].seed)
     copies = find_copies(corpus.index, corpus.package, corpus.kind)
-    below = windows_below(corpus, licences, pipelines[0].seed)
+    gain, votes = beside_bm25(frame)
     return {
-        **headlines(pd.concat(frames.values())),
-        **other_headlines(below, copies, foreign),
+        **headlines(frame),
+        **long_word_rates(frame),
+        **other_headlines(windows_below(windows, licences), copies, foreign),
+        GAIN: gain,
+        VOTES: votes,
+        "missed word for word": len(misses(frame)),
+        "of these with a shared first place": int(misses(frame)["shared"].sum()),
+        "packages that passages come from": int(frame["package"].nunique()),
+        "found and shared": passage_table(frame).to_dict("records"),
+        "longest matches": foreign_table(foreign).to_dict("records"),
         "per seed": {str(seed): headlines(frame) for seed, frame in frames.items()},
-        "licences": [licence._asdict() for licence in licences],
+        "licences": [
+            {**licence._asdict(), "windows below": windows_below(windows, [licence])}
+            for licence in licences
+            if licence.occurrences
+        ],
         "copies": copies.pairs.head(copying.SHOWN).to_dict("records"),
         "pairs of packages that share passages": len(copies.pairs),
+        "pairs of files explained by chance": explained_by_chance(corpus.package, corpus.kind),
     }
 
 

@@ -99,7 +99,8 @@ def counted(index: Index) -> bool:
 def lines_of(script: str, *arguments: object, before: tuple[str, ...] = (), **environment: str) -> list[Any]:
     """What a script beside this file prints in a process of its own, one JSON value a line."""
     command = [*before, sys.executable, Path(__file__).with_name(script), *arguments]
-    quiet = {"TRACEALIGN_PROGRESS": "0", "TOKENIZERS_PARALLELISM": "false"}
+    # the threads that OpenMP keeps do not survive a fork, and the child would wait for them
+    quiet = {"TRACEALIGN_PROGRESS": "0", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 from pathlib import Path
@@ -97,8 +98,12 @@ def test_an_error_carries_its_parts() -> None:
 
 def test_progress_is_silent_when_piped_and_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRACEALIGN_PROGRESS", raising=False)
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # a bar is shown in notebooks
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # that somebody has imported it makes no notebook
     assert progress([1], description="x").disable
+    notebook = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", notebook())
+        assert not progress([1], description="x").disable
     monkeypatch.setenv("TRACEALIGN_PROGRESS", "1")
     assert not progress([1], description="x").disable
     monkeypatch.setenv("TRACEALIGN_PROGRESS", "0")

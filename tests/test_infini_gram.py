@@ -333,7 +333,7 @@ def test_an_indexer_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "infini_gram.engine", None)
-    with pytest.raises(EngineError, match=r"tracealign\[scale\]"):
+    with pytest.raises(EngineError, match=r"pip install -e .*\[scale\]"):
         InfiniGramIndex.build_tokens([[0]], tmp_path / "i", vocab_size=1)
     with pytest.raises(EngineError, match="not installed"):
         InfiniGramIndex.open(tmp_path)

@@ -37,4 +37,4 @@ def _visible() -> bool:
     setting = os.environ.get("TRACEALIGN_PROGRESS")
     if setting is not None:
         return setting != "0"
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")

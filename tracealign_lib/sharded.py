@@ -191,26 +191,10 @@ class ShardedIndex(Engine):
             index_place.clear_leftovers(target)
             with index_writing.writing(target):
                 half = _resume(target, {"tokenizer_hash": fingerprint, "shard_bytes": shard_bytes})
-            names = _Names()
-            queue = _Queue(workers or Here())
-            with progress(description="Indexing documents", total=total, unit=" documents") as bar:
-                for number, batch in enumerate(_batches(documents, shard_bytes)):
-                    names.add([document.id for document in batch])
-                    place = half / f"shard-{number:05d}"
-                    if not _holds(place, batch):
-                        _drop_from(place)
-                        queue.submit(_build_shard, batch, tokenizer, place)
-                    bar.update(len(batch))
-                queue.finish()
-            if not names.seen:
-                raise CorpusError(
-                    "There is nothing to index.",
-                    given="no document",
-                    expected="at least one document",
-                    mend="check where the documents come from",
-                )
+            batches = _batches(documents, shard_bytes)
+            n_shards = _build_shards(half, batches, tokenizer, total=total, workers=workers or Here())
             with index_writing.writing(target):
-                _write_manifest(half, len(names.batches), fingerprint)
+                _write_manifest(half, n_shards, fingerprint)
                 (half / _PLAN).unlink()
                 index_place.put_in_place(half, target)
         return cls.open(path)
@@ -353,6 +337,30 @@ OpenShards = Callable[[Sequence[Path], str], Shards]
 
 def _build_shard(documents: list[Document], tokenizer: Any, path: Path) -> None:
     TraceIndex.build(documents, tokenizer, path)
+
+
+def _build_shards(
+    half: Path, batches: Iterable[list[Document]], tokenizer: Any, *, total: int | None, workers: Workers
+) -> int:
+    """Build the shards in `half` that are not there yet; returns how many there are in all."""
+    names, queue = _Names(), _Queue(workers)
+    with progress(description="Indexing documents", total=total, unit=" documents") as bar:
+        for number, batch in enumerate(batches):
+            names.add([document.id for document in batch])
+            place = half / f"shard-{number:05d}"
+            if not _holds(place, batch):
+                _drop_from(place)
+                queue.submit(_build_shard, batch, tokenizer, place)
+            bar.update(len(batch))
+        queue.finish()
+    if not names.seen:
+        raise CorpusError(
+            "There is nothing to index.",
+            given="no document",
+            expected="at least one document",
+            mend="check where the documents come from",
+        )
+    return len(names.batches)
 
 
 class Promise(Protocol):
